@@ -1,0 +1,135 @@
+"""From a checked checkpoint into the weight tree: one tensor at a time, converted in slices, prepared once when complete."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsv3.checkpoint.progress import bytes_progress
+from dsv3.checkpoint.reader import Array, Reader, check_contents, check_copy
+from dsv3.checkpoint.validate import Item, LoadPlan
+from dsv3.graph.weights import ModelWeights, walk
+from dsv3.plugin import Prepared
+from dsv3.quant import SCHEMES, canonical, quantize
+from dsv3.quant.fp8 import BLOCK, dequantize_block
+
+Prepare = Callable[[str, Prepared], Prepared]
+_SLICE = 4 << 20  # numbers converted at a time: bounds what a conversion holds beside the weights
+
+
+def load_weights(
+    weights: ModelWeights,
+    plan: LoadPlan,
+    reader: Reader,
+    device: torch.device,
+    prepare: Prepare,
+    checked: bool = False,
+    progress: bool | None = None,
+) -> None:
+    """Fill the tree of meta tensors.
+
+    prepare(path, weight) is called once for every complete weight and returns what the tree shall hold. checked: the contents were
+    checked already.
+    """
+    slots = {path: (owner, name) for path, owner, name, _ in walk(weights)}
+    pending = Counter(item.expected.into for item in plan.items)
+    with bytes_progress("loading weights", plan.nbytes, progress) as advance:
+        for item in plan.items:
+            array = reader.array(item.entry)
+            scale = None if item.scale is None else reader.array(item.scale)
+            if not checked:
+                check_contents(item.entry, array)
+                if item.scale is not None and scale is not None:
+                    check_contents(item.scale, scale, scale=True)
+            path = item.expected.into
+            owner, name = slots[path]
+            _place(_real(owner, name, device), item, _tensor(array), None if scale is None else _tensor(scale))
+            pending[path] -= 1
+            if pending[path] == 0:
+                value = getattr(owner, name)
+                setattr(owner, name, prepare(path, value) if isinstance(value, Prepared) else value)
+            advance(item.entry.nbytes + (item.scale.nbytes if item.scale else 0))
+        for copy, original in plan.copies:
+            if not checked:
+                check_copy(copy, original, reader)
+            advance(copy.nbytes)
+    _assert_complete(weights)
+
+
+def _tensor(array: Array) -> Tensor:
+    """A torch view of an array; bits become the types that numpy lacks."""
+    tensor = torch.from_numpy(np.ascontiguousarray(array))
+    return tensor.view({np.uint16: torch.bfloat16, np.uint8: torch.float8_e4m3fn}.get(array.dtype.type, tensor.dtype))
+
+
+def _real(owner: Any, name: str, device: torch.device) -> Tensor | Prepared:
+    """The tree's value, allocated on the device the first time it is needed. FP8 weights start as zeros: their padding."""
+    value = getattr(owner, name)
+    if isinstance(value, Prepared):
+        if not value.tensors["weight"].is_meta:
+            return value
+        dtype = value.tensors["weight"].dtype
+        if SCHEMES[value.quant].weights == "fp8":
+            tensors = {k: torch.zeros(t.shape, dtype=t.dtype, device=device) for k, t in value.tensors.items()}
+        else:
+            tensors = canonical(value.quant, value.shape, dtype, device)
+        value = replace(value, tensors=tensors)
+    elif value.is_meta:
+        value = torch.empty(value.shape, dtype=value.dtype, device=device)
+    setattr(owner, name, value)
+    return value
+
+
+def _place(target: Tensor | Prepared, item: Item, source: Tensor, scale: Tensor | None) -> None:
+    """Copy or convert one checkpoint tensor into its place."""
+    if isinstance(target, Tensor):
+        target.copy_(source)
+        return
+    tensors = dict(target.tensors)
+    if item.expected.expert is not None:
+        tensors = {name: t[item.expected.expert] for name, t in tensors.items()}
+    first = target.shape[-2] // 2 if item.expected.half == "up" else 0
+    rows, cols = source.shape
+    if scale is not None and SCHEMES[target.quant].weights == "fp8":
+        # As bytes: copying between FP8 tensors would go through float32.
+        view = tensors["weight"].view(torch.uint8)
+        view[first : first + rows, :cols].copy_(source.view(torch.uint8))
+        tensors["scale"][first // BLOCK :][: scale.shape[0], : scale.shape[1]].copy_(scale)
+        return
+    work = torch.float64 if tensors["weight"].dtype == torch.float64 else torch.float32
+    for at, stop in _slices(rows, cols):
+        part = source[at:stop]
+        if scale is not None:
+            part = dequantize_block(part, scale[at // BLOCK : -(-stop // BLOCK)], work)
+        _write(tensors, quantize(part, target.quant, target.scale_fmt), first + at)
+
+
+def _write(tensors: Mapping[str, Tensor], parts: Mapping[str, Tensor], row: int) -> None:
+    for name, part in parts.items():
+        whole = tensors[name]
+        scale_rows = name == "scale" and whole.shape[0] != tensors["weight"].shape[0]
+        at = row // BLOCK if scale_rows else row
+        if part.element_size() == 1:
+            whole, part = whole.view(torch.uint8), part.view(torch.uint8)
+        whole[at : at + part.shape[0], : part.shape[1]].copy_(part)
+
+
+def _slices(rows: int, cols: int) -> Iterator[tuple[int, int]]:
+    """Row ranges of whole blocks, about _SLICE numbers each."""
+    step = max(1, _SLICE // max(cols, 1) // BLOCK) * BLOCK
+    for at in range(0, rows, step):
+        yield at, min(at + step, rows)
+
+
+def _assert_complete(weights: ModelWeights) -> None:
+    derived = ("w_uk", "w_uv")  # views of kv_b, made by the caller
+    for path, _, name, value in walk(weights):
+        tensors = value.tensors.values() if isinstance(value, Prepared) else (value,)
+        if name not in derived and any(t.is_meta for t in tensors):
+            raise AssertionError(f"{path} was not assigned: the plan and the weight tree disagree")

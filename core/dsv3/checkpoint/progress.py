@@ -1,0 +1,51 @@
+"""Progress of long work on stderr: a bar on a terminal, a plain line every few seconds elsewhere, nothing if asked to be quiet."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LINE_EVERY_S = 2.0
+Advance = Callable[[int], None]
+
+
+@contextmanager
+def bytes_progress(what: str, total: int, show: bool | None = None) -> Iterator[Advance]:
+    """Yields a function to call with the number of bytes just done. show: None means only where it takes long enough to see."""
+    if show is False:
+        yield lambda n: None
+    elif sys.stderr.isatty():
+        with _bar(what, total) as advance:
+            yield advance
+    else:
+        yield _Lines(what, total)
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Advance]:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TextColumn("eta"), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda n: progress.advance(task, n)
+
+
+class _Lines:
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.start = self.last = time.perf_counter()
+
+    def __call__(self, n: int) -> None:
+        self.done += n
+        now = time.perf_counter()
+        if now - self.last < _LINE_EVERY_S:
+            return
+        self.last = now
+        rate = self.done / (now - self.start)
+        eta = (self.total - self.done) / rate if rate else 0.0
+        done, total = self.done / 1e6, self.total / 1e6
+        print(f"{self.what}: {done:,.0f} of {total:,.0f} MB, {rate / 1e6:,.0f} MB/s, eta {eta:.0f} s", file=sys.stderr)

@@ -1,0 +1,82 @@
+"""Tensor data from memory-mapped files as numpy arrays, with the checks of its contents. No torch."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsv3.checkpoint.header import fault
+from dsv3.checkpoint.layout import Entry, Part
+from dsv3.checkpoint.validate import LoadPlan
+
+Array = NDArray[np.generic]
+# BF16 and FP8 as their bits: numpy has neither.
+_NUMPY = {"F32": np.float32, "BF16": np.uint16, "F8_E4M3": np.uint8}
+_CHUNK = 1 << 20
+_REPLACE = "the weights are damaged: download or convert the file again"
+
+
+class Reader:
+    """Maps each file once. Arrays are views of the map: reading them costs no anonymous memory."""
+
+    def __init__(self) -> None:
+        self._maps: dict[Path, mmap.mmap] = {}
+
+    def array(self, entry: Entry) -> Array:
+        """The whole tensor; parts of several ranks are joined into a new array."""
+        parts = [self._part(entry, part) for part in entry.parts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=entry.axis)
+
+    def _part(self, entry: Entry, part: Part) -> Array:
+        if part.file not in self._maps:
+            with part.file.open("rb") as f:
+                # A private copy-on-write map: torch warns about arrays that cannot be written to. Nobody writes.
+                self._maps[part.file] = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_COPY)
+        dtype = np.dtype(_NUMPY[entry.dtype])
+        count = (part.info.end - part.info.start) // dtype.itemsize
+        flat = np.frombuffer(self._maps[part.file], dtype, count, part.info.start)
+        return flat.reshape(part.info.shape)
+
+
+def check_contents(entry: Entry, array: Array, scale: bool = False) -> None:
+    """Refuse NaN and infinity, FP8 NaN codes, and scales that are not positive."""
+    for chunk in _chunks(array):
+        if entry.dtype == "F8_E4M3":
+            if bool(((chunk & 0x7F) == 0x7F).any()):  # type: ignore[operator]
+                raise fault(entry.file, entry.name, "FP8 numbers", "NaN codes (0x7F or 0xFF)", _REPLACE)
+        elif entry.dtype == "BF16":
+            if int((chunk & 0x7FFF).max()) >= 0x7F80:  # type: ignore[operator]
+                raise fault(entry.file, entry.name, "finite numbers", "NaN or infinity", _REPLACE)
+        elif not bool(np.isfinite(chunk).all()):
+            what = "finite positive scales" if scale else "finite numbers"
+            raise fault(entry.file, entry.name, what, "NaN or infinity", _REPLACE)
+        elif scale and float(chunk.min()) <= 0:
+            raise fault(entry.file, entry.name, "finite positive scales", f"{float(chunk.min()):g}", _REPLACE)
+
+
+def check_copy(copy: Entry, original: Entry, reader: Reader) -> None:
+    """The MTP module's copies of embedding and head must be copies."""
+    same = copy.dtype == original.dtype and np.array_equal(reader.array(copy), reader.array(original))
+    if not same:
+        found = "other numbers"
+        raise fault(copy.file, copy.name, f"the same bytes as {original.name}", found, "MTP modules share it: drop the copy")
+
+
+def check_plan(plan: LoadPlan, reader: Reader) -> None:
+    """Check the contents of everything that the plan loads."""
+    for item in plan.items:
+        check_contents(item.entry, reader.array(item.entry))
+        if item.scale is not None:
+            check_contents(item.scale, reader.array(item.scale), scale=True)
+    for copy, original in plan.copies:
+        check_copy(copy, original, reader)
+
+
+def _chunks(array: Array) -> Iterator[Array]:
+    flat = array.reshape(-1)
+    for start in range(0, flat.size, _CHUNK):
+        yield flat[start : start + _CHUNK]

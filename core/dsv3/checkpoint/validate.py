@@ -1,0 +1,118 @@
+"""Does a checkpoint hold what its configuration says? Every expected tensor is assigned exactly once, before any data is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dsv3.checkpoint.header import fault
+from dsv3.checkpoint.layout import Entry
+from dsv3.graph.config import ModelConfig
+from dsv3.graph.names import SCALE_SUFFIX, Expected, copy_names, expected_tensors, ignorable
+
+BLOCK = 128
+_REAL = ("BF16", "F32")
+_LAYER = re.compile(r"^model\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Item:
+    """A tensor to load: what it is, where it is, and its scales if it is FP8."""
+
+    expected: Expected
+    entry: Entry
+    scale: Entry | None = None
+
+
+@dataclass
+class LoadPlan:
+    """`items` go into the model, in file order; `copies` are pairs (copy, original) that must hold the same bytes."""
+
+    items: list[Item] = field(default_factory=list)
+    copies: list[tuple[Entry, Entry]] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that loading reads."""
+        copies = sum(a.nbytes for a, _ in self.copies)
+        return copies + sum(i.entry.nbytes + (i.scale.nbytes if i.scale else 0) for i in self.items)
+
+
+def plan_load(config: ModelConfig, entries: Mapping[str, Entry], folder: Path, mtp: bool = True) -> LoadPlan:
+    """Match the checkpoint with the configuration. CheckpointError for the first tensor that is missing, extra, or of the wrong
+    shape or dtype. With mtp False the MTP modules may be there or not, and are not loaded."""
+    plan = LoadPlan()
+    used: set[str] = set()
+    copies = copy_names(config)
+    for e in expected_tensors(config):
+        skip = not mtp and e.layer >= config.num_hidden_layers
+        entry = entries.get(e.name) or entries.get(copies.get(e.name, ""))
+        if entry is None:
+            if skip or e.kind == "copy":
+                continue
+            raise _missing(e, config, entries, folder)
+        used.add(entry.name)
+        _check_shape(entry, e.name, e.shape)
+        scale = _check_dtype(e, entry, entries, config)
+        if scale is not None:
+            used.add(scale.name)
+        if skip:
+            continue
+        if e.kind == "copy":
+            original = entries.get(e.copy_of)
+            if original is not None:
+                plan.copies.append((entry, original))
+        else:
+            plan.items.append(Item(e, entry, scale))
+    for name, entry in entries.items():
+        if name not in used and not ignorable(name):
+            raise _extra(name, entry, config)
+    plan.items.sort(key=lambda i: (i.entry.file.name, i.entry.parts[0].info.start))
+    return plan
+
+
+def _missing(e: Expected, c: ModelConfig, entries: Mapping[str, Entry], folder: Path) -> Exception:
+    remedy = "download the missing shard, or correct config.json"
+    if e.layer >= c.num_hidden_layers:
+        remedy = "download it, or set num_nextn_predict_layers to 0 in config.json to run without MTP"
+    where = folder if not entries else next(iter(entries.values())).file
+    return fault(where, e.name, f"a tensor {list(e.shape)}", "none", remedy)
+
+
+def _extra(name: str, entry: Entry, c: ModelConfig) -> Exception:
+    remedy = "correct config.json: it does not describe this checkpoint"
+    m = _LAYER.match(name)
+    if m and int(m[1]) >= c.num_hidden_layers + c.num_nextn_predict_layers:
+        remedy = f"set num_hidden_layers (now {c.num_hidden_layers}) or num_nextn_predict_layers (now "
+        remedy += f"{c.num_nextn_predict_layers}) in config.json to what the checkpoint holds"
+    return fault(entry.file, name, "no such tensor in this model", f"{entry.dtype} {list(entry.shape)}", remedy)
+
+
+def _check_shape(entry: Entry, name: str, shape: tuple[int, ...]) -> None:
+    if entry.shape != shape:
+        remedy = "correct config.json, or download the file again"
+        raise fault(entry.file, name, f"shape {list(shape)}", str(list(entry.shape)), remedy)
+
+
+def _check_dtype(e: Expected, entry: Entry, entries: Mapping[str, Entry], c: ModelConfig) -> Entry | None:
+    scale = entries.get(entry.name + SCALE_SUFFIX)
+    # MTP modules of FP8 checkpoints are sometimes left in bf16.
+    may_be_real = c.quant_method == "none" or e.layer >= c.num_hidden_layers
+    fp8 = e.kind == "linear" and c.quant_method == "fp8" and not (may_be_real and entry.dtype in _REAL)
+    allowed = ("F8_E4M3",) if fp8 else ("F32",) if e.kind == "f32" else _REAL
+    if entry.dtype not in allowed:
+        remedy = "correct quantization_config in config.json, or convert the checkpoint again"
+        raise fault(entry.file, e.name, " or ".join(allowed), entry.dtype, remedy)
+    if not fp8:
+        if scale is not None:
+            raise fault(scale.file, scale.name, "no scales beside an unquantised weight", "some", "convert it again")
+        return None
+    grid = tuple(-(-n // BLOCK) for n in e.shape)
+    if scale is None:
+        raise fault(entry.file, e.name + SCALE_SUFFIX, f"scales {list(grid)}", "none", "download the missing shard")
+    _check_shape(scale, scale.name, grid)
+    if scale.dtype != "F32":
+        raise fault(scale.file, scale.name, "F32", scale.dtype, "convert the scales to float32")
+    return scale

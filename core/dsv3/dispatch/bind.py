@@ -1,0 +1,265 @@
+"""Binding: every call site gets one callable per token bucket, and every weight one layout."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from dsv3.dispatch.registration import resolve
+from dsv3.dispatch.select import Bucket, Candidate, Catalogue, bucket_edges, buckets
+from dsv3.dispatch.site import Example, RecordingOps, Sites, examples, switch_key
+from dsv3.errors import BackendUnavailable
+from dsv3.ops import spec
+from dsv3.plugin import Prepared
+
+
+class Layout(NamedTuple):
+    """A layout's name, and the backend that can prepare it."""
+
+    name: str
+    backend: str = ""
+
+
+CANONICAL = Layout("canonical")
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What one operator does at one site in one bucket. Exactly one of kernel, parts, cases is set.
+
+    kernel: a kernel taken whole. parts: a composite through its decomposition. cases: calls of different shapes inside one
+    decomposition that were decided differently, by `switch_key`.
+    """
+
+    op: str
+    why: str
+    rejected: tuple[tuple[str, str], ...]
+    kernel: Candidate | None = None
+    parts: Mapping[str, Decision] = field(default_factory=dict)
+    cases: Mapping[tuple[int, ...], Decision] = field(default_factory=dict)
+    fallback: bool = False
+
+    def walk(self) -> Iterator[Decision]:
+        """This decision and all below it."""
+        yield self
+        for inner in (*self.parts.values(), *self.cases.values()):
+            yield from inner.walk()
+
+
+class _Node:
+    """An operator with all the calls it must serve, and, for a composite, the calls its decomposition makes."""
+
+    def __init__(self, op: str, calls: list[Example]) -> None:
+        self.op = op
+        self.calls = calls
+
+    @functools.cached_property
+    def children(self) -> dict[str, _Node]:
+        decompose = spec(self.op).decompose
+        if decompose is None:
+            return {}
+        first: dict[str, list[Any]] = {}
+        second: dict[str, list[Any]] = {}
+        for call in self.calls:
+            for collected, arguments in zip((first, second), call.arguments, strict=True):
+                ops = RecordingOps()
+                decompose(ops, **arguments)
+                for op, seen in ops.seen.items():
+                    collected.setdefault(op, []).extend(seen)
+        return {op: _Node(op, examples(op, first[op], second[op])) for op in first}
+
+    def walk(self) -> Iterator[_Node]:
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+
+class _LayoutConflict(Exception):
+    def __init__(self, weight: int, layout: Layout) -> None:
+        self.ban = (weight, layout)
+
+
+@dataclass
+class Binding:
+    """The outcome: buckets, decisions per site and bucket, and the layout and backend of each weight that is not canonical."""
+
+    buckets: list[Bucket]
+    decisions: list[tuple[str, str, list[Decision]]]
+    layouts: dict[int, Layout]
+
+    def bucket(self, tokens: int) -> int:
+        """Index of the bucket that a step of this many tokens falls into; looked up once per step."""
+        for index, (_, last) in enumerate(self.buckets):
+            if tokens <= last:
+                return index
+        return len(self.buckets) - 1
+
+
+class Binder:
+    """Decides for all sites of a graph that has been recorded."""
+
+    def __init__(self, chosen: Catalogue, reference: Catalogue, pinned: Mapping[str, tuple[Catalogue, str]]) -> None:
+        self.chosen = chosen
+        self.reference = reference
+        self.pinned = pinned
+        self._fixed: dict[int, Layout] = {}
+        self._banned: set[tuple[int, Layout]] = set()
+        self._pins_met: set[str] = set()
+
+    def bind(self, sites: Sites) -> Binding:
+        """Fill every recorded site with bound kernels. Raises BackendUnavailable for a pin that cannot be met."""
+        nodes = [(site, _Node(site.op, examples(site.op, *site.seen))) for site in sites.all if site.seen[0]]
+        catalogues = [self.chosen, *(catalogue for catalogue, _ in self.pinned.values())]
+        calls = [call for _, node in nodes for inner in node.walk() for call in inner.calls]
+        spans = buckets(bucket_edges(catalogues, calls))
+        while True:
+            self._fixed.clear()
+            try:
+                plans = [[self._decide(node, span) for span in spans] for _, node in nodes]
+                break
+            except _LayoutConflict as conflict:
+                self._banned.add(conflict.ban)
+        self._check_pins(sites, nodes, plans)
+        for (site, _), plan in zip(nodes, plans, strict=True):
+            site[:] = [self._callable(decision) for decision in plan]
+            site.seen = [[], []]
+        where = [(site.op, site.where, plan) for (site, _), plan in zip(nodes, plans, strict=True)]
+        return Binding(spans, where, {w: fixed for w, fixed in self._fixed.items() if fixed != CANONICAL})
+
+    def _decide(self, node: _Node, span: Bucket) -> Decision:
+        groups: dict[tuple[int, ...], list[Example]] = {}
+        for call in node.calls:
+            groups.setdefault(call.shape_key, []).append(call)
+        if len(groups) == 1:
+            return self._decide_group(node, span)
+        cases = {key: self._decide_group(_Node(node.op, calls), span) for key, calls in groups.items()}
+        first = next(iter(cases.values()))
+        if all(_same(first, other) for other in cases.values()):
+            return first
+        return Decision(node.op, "decided by shape", (), cases=cases)
+
+    def _decide_group(self, node: _Node, span: Bucket) -> Decision:
+        rejected: list[tuple[str, str]] = []
+        pin = self.pinned.get(node.op)
+        if pin is not None:
+            catalogue, name = pin
+            if found := self._first(catalogue, node, span, rejected, only=name):
+                self._pins_met.add(node.op)
+                return self._take(found, node, "pinned", rejected)
+        if found := self._first(self.chosen, node, span, rejected):
+            native = self.chosen is not self.reference
+            return self._take(found, node, "best eligible kernel" if native else "reference backend", rejected)
+        if not self.chosen.kernels.get(node.op):
+            rejected.append((self.chosen.source.name, f"offers no kernel for {node.op}"))
+        if node.children:
+            self._require_canonical(node, self._passed_on(node))
+            parts = {op: self._decide(child, span) for op, child in node.children.items()}
+            return Decision(node.op, "composite, by its parts", tuple(rejected), parts=parts)
+        found = self._first(self.reference, node, span, rejected)
+        if found is None:
+            raise BackendUnavailable(
+                f"no kernel for {node.op}, not even the reference: " + "; ".join(f"{k}: {r}" for k, r in rejected)
+            )
+        return self._take(found, node, "fallback: no kernel of the backend is eligible", rejected, fallback=True)
+
+    def _first(
+        self, catalogue: Catalogue, node: _Node, span: Bucket, rejected: list[tuple[str, str]], only: str | None = None
+    ) -> Candidate | None:
+        """The first eligible candidate whose layouts agree with what is fixed; the others go to `rejected`."""
+        taken: Candidate | None = None
+        for candidate in catalogue.candidates(node.op, node.calls, span):
+            if only is not None and candidate.kernel.name != only:
+                continue
+            last_resort = catalogue is self.reference
+            reasons = [*candidate.reasons, *([] if last_resort else self._layout_reasons(candidate, node))]
+            if taken is not None and not reasons:
+                reasons = [f"{taken.name} comes first (priority, needs, name)"]
+            if reasons:
+                rejected.append((candidate.name, "; ".join(reasons)))
+            elif taken is None:
+                taken = candidate
+        return taken
+
+    def _layout_reasons(self, candidate: Candidate, node: _Node) -> Iterator[str]:
+        for path, weight, want in _wants(candidate, node):
+            fixed = self._fixed.get(weight, want)
+            if (weight, want) in self._banned:
+                yield f"layout {want.name!r} of {path} cannot be read by every kernel that needs the weight"
+            elif fixed != want:
+                yield f"{path} is already laid out as {fixed.name!r} for another call; this kernel wants {want.name!r}"
+
+    def _take(
+        self, found: Candidate, node: _Node, why: str, rejected: list[tuple[str, str]], fallback: bool = False
+    ) -> Decision:
+        for _, weight, want in _wants(found, node):
+            self._fix(weight, want)
+        return Decision(node.op, why, tuple(rejected), kernel=found, fallback=fallback)
+
+    def _fix(self, weight: int, want: Layout) -> None:
+        fixed = self._fixed.setdefault(weight, want)
+        if fixed != want:
+            raise _LayoutConflict(weight, fixed if want == CANONICAL else want)
+
+    def _passed_on(self, node: _Node) -> set[int]:
+        return {id(w) for child in node.children.values() for call in child.calls for w in call.weights.values()}
+
+    def _require_canonical(self, node: _Node, passed_on: set[int]) -> None:
+        """A decomposition that takes a weight apart itself can only read the canonical layout."""
+        weights: list[Prepared] = [w for call in node.calls for w in call.weights.values()]
+        inner = [w for child in node.children.values() for call in child.calls for w in call.weights.values()]
+        own = {id(w) for w in weights}
+        for weight in weights:
+            if id(weight) not in passed_on:
+                self._fix(id(weight), CANONICAL)
+        for weight in inner:
+            if id(weight) not in own:  # made by the decomposition: nobody will ever prepare it
+                self._fix(id(weight), CANONICAL)
+
+    def _check_pins(self, sites: Sites, nodes: list[tuple[Any, _Node]], plans: list[list[Decision]]) -> None:
+        for op, (catalogue, name) in self.pinned.items():
+            pin = f"{catalogue.source.name}.{name}"
+            reasons = [r for plan in plans for top in plan for d in top.walk() if d.op == op
+                       for k, r in d.rejected if k == pin]  # fmt: skip
+            uses = [d for plan in plans for top in plan for d in top.walk() if d.op == op]
+            if not uses:
+                raise BackendUnavailable(f"pin {op}={pin} has no effect: this model does not call {op} on its own")
+            if op not in self._pins_met or _unmet_site(op, plans):
+                raise BackendUnavailable(f"pinned kernel {pin} cannot run {op}: {reasons[0] if reasons else 'never called'}")
+
+    def _callable(self, decision: Decision) -> Callable[..., Any]:
+        known = spec(decision.op)
+        if decision.kernel is not None:
+            function = resolve(decision.kernel.kernel, decision.kernel.source.name)
+            return functools.partial(function, **known.defaults) if known.defaults else function
+        if decision.cases:
+            table = {key: self._callable(inner) for key, inner in decision.cases.items()}
+            return lambda **arguments: table[switch_key(known, arguments)](**arguments)
+        assert known.decompose is not None
+        parts = SimpleNamespace(**{op: self._callable(inner) for op, inner in decision.parts.items()})
+        return functools.partial(known.decompose, parts)
+
+
+def _wants(candidate: Candidate, node: _Node) -> Iterator[tuple[str, int, Layout]]:
+    """(argument, weight, layout) for every weight that the candidate would read."""
+    for call in node.calls:
+        for path, weight in call.weights.items():
+            name = candidate.kernel.layouts.get(path, CANONICAL.name)
+            yield path, id(weight), CANONICAL if name == CANONICAL.name else Layout(name, candidate.source.name)
+
+
+def _same(a: Decision, b: Decision) -> bool:
+    """Whether two decisions bind the same kernels."""
+    names = [d.kernel.name if d.kernel else d.op for d in a.walk()]
+    return names == [d.kernel.name if d.kernel else d.op for d in b.walk()]
+
+
+def _unmet_site(op: str, plans: list[list[Decision]]) -> bool:
+    """Whether some site calls the pinned operator without the pin holding in any bucket."""
+    for plan in plans:
+        uses = [d for top in plan for d in top.walk() if d.op == op and not d.cases]
+        if uses and not any(d.why == "pinned" for d in uses):
+            return True
+    return False

@@ -1,0 +1,113 @@
+"""Placement: every decision with every rejected candidate and its reason. The line at start, `dsv3 explain`, errors and JSON all
+come from it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from dsv3.dispatch.bind import Binding, Decision
+from dsv3.dispatch.select import UNBOUNDED, Bucket
+from dsv3.plugin import Device
+
+
+@dataclass
+class Placement:
+    """Where a model runs and with which kernels. `str()` gives the summary line, then the table."""
+
+    backend: str
+    device: Device
+    binding: Binding
+    model: str = ""
+    dtype: str = ""
+    quant: str = ""
+    kv_dtype: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def decisions(self, op: str | None = None, tokens: int | None = None) -> list[tuple[str, Bucket, Decision]]:
+        """(call site, token bucket, decision), top level and inside decompositions; for one operator, for one step size."""
+        index = None if tokens is None else self.binding.bucket(tokens)
+        found = []
+        for _, where, plan in self.binding.decisions:
+            for i, top in enumerate(plan):
+                if index is None or i == index:
+                    found += [(where, self.binding.buckets[i], d) for d in top.walk() if op is None or d.op == op]
+        return [entry for entry in found if not entry[2].cases]
+
+    def operators(self) -> list[str]:
+        """The operators that the model calls, in order of first use."""
+        return list(dict.fromkeys(d.op for _, _, d in self.decisions()))
+
+    def fallbacks(self) -> list[str]:
+        """Operators that fell back to the reference although another backend was chosen."""
+        return list(dict.fromkeys(d.op for _, _, d in self.decisions() if d.fallback))
+
+    @property
+    def summary(self) -> str:
+        """One line: backend, device, number formats, and how many operators are native, composite, fallback."""
+        kinds = Counter(self._kind(op) for op in self.operators())
+        text = f"{kinds['native']}/{sum(kinds.values())} operators native, {kinds['composite']} composite"
+        if fallbacks := self.fallbacks():
+            text += f", {len(fallbacks)} on the reference: {', '.join(fallbacks)}"
+        formats = f"{self.dtype}, weights {self.quant or 'none'}, cache {self.kv_dtype}"
+        return f"{self.model} on {self.backend}, {self.device}: {formats}; {text}"
+
+    def _kind(self, op: str) -> str:
+        found = [d for _, _, d in self.decisions(op)]
+        if any(d.fallback for d in found):
+            return "fallback"
+        return "native" if any(d.kernel for d in found) else "composite"
+
+    def __str__(self) -> str:
+        rows = [("operator", "kernel", "tokens", "sites", "why")]
+        for op in self.operators():
+            counted = Counter((_chosen(d), _span(span), d.why) for _, span, d in self.decisions(op))
+            rows += [(op, name, span, str(n), why) for (name, span, why), n in counted.items()]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
+        return "\n".join([self.summary, *(f"note: {n}" for n in self.notes), "", *lines])
+
+    def to_json(self) -> dict[str, Any]:
+        """{"backend", "device", "ops": {op: {"chosen", "why", "rejected": [{"kernel", "reason"}], "choices": [...]}}}."""
+        return {
+            "backend": self.backend,
+            "device": vars(self.device) | {},
+            "model": self.model,
+            "dtype": self.dtype,
+            "quant": self.quant,
+            "kv_dtype": self.kv_dtype,
+            "summary": self.summary,
+            "notes": self.notes,
+            "buckets": [list(b) for b in self.binding.buckets],
+            "ops": {op: self._op_json(op) for op in self.operators()},
+        }
+
+    def _op_json(self, op: str) -> dict[str, Any]:
+        found = self.decisions(op)
+        choices: dict[tuple[str, str, str], dict[str, Any]] = {}
+        for where, span, d in found:
+            choice = choices.setdefault((_chosen(d), _span(span), d.why), {**_decision_json(d), "tokens": list(span), "sites": []})
+            choice["sites"].append(where)
+        return {**_decision_json(found[0][2]), "choices": list(choices.values())}
+
+
+def _decision_json(d: Decision) -> dict[str, Any]:
+    rejected = [{"kernel": kernel, "reason": reason} for kernel, reason in d.rejected]
+    found: dict[str, Any] = {"chosen": _chosen(d), "why": d.why, "rejected": rejected}
+    if d.parts:
+        found["parts"] = {op: _chosen(inner) for op, inner in d.parts.items()}
+    return found
+
+
+def _chosen(d: Decision) -> str:
+    if d.kernel:
+        return d.kernel.name
+    return "by shape" if d.cases else f"parts({', '.join(d.parts)})"
+
+
+def _span(bucket: Bucket) -> str:
+    low, high = bucket
+    if high >= UNBOUNDED:
+        return "any" if low == 1 else f">={low}"
+    return str(low) if low == high else f"{low}-{high}"

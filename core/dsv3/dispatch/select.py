@@ -1,0 +1,122 @@
+"""Eligibility and order of kernels for a call. All reasons are kept, not only the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from dsv3.dispatch.choose import Source
+from dsv3.dispatch.registration import load_target, registered_kernels
+from dsv3.dispatch.site import Example
+from dsv3.ops import spec
+from dsv3.plugin import Call, Kernel
+from dsv3.plugin.needs import DType, merge_alternatives
+
+# "Any number of tokens": more than a step ever has.
+UNBOUNDED = 1 << 20
+Bucket = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A kernel of a source, with the reasons against it (none: eligible)."""
+
+    source: Source
+    kernel: Kernel
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.source.name}.{self.kernel.name}"
+
+
+def rank(kernels: Iterable[Kernel]) -> list[Kernel]:
+    """Order inside a backend: priority, then the number of narrowing needs, then name."""
+    return sorted(kernels, key=lambda k: (-k.priority, -len(k.needs), k.name))
+
+
+class Catalogue:
+    """The kernels of one source by operator, in order, with memory of what was found eligible."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        by_op: dict[str, list[Kernel]] = {}
+        for kernel in registered_kernels(source.backend, source.device):
+            by_op.setdefault(kernel.op, []).append(kernel)
+        self.kernels: Mapping[str, list[Kernel]] = {op: rank(found) for op, found in by_op.items()}
+        self._accepts: dict[str, Callable[[Call], str | None]] = {}
+
+    def candidates(self, op: str, calls: Iterable[Example], bucket: Bucket) -> list[Candidate]:
+        """Every kernel for the operator, with all the reasons against it over all the calls at both ends of the bucket."""
+        calls = list(calls)
+        found = []
+        for kernel in self.kernels.get(op, ()):
+            reasons: dict[str, None] = {}
+            for example in calls:
+                for tokens in dict.fromkeys(bucket):
+                    call = Call(op, example.dims(tokens), example.dtypes, example.quant, self.source.device)
+                    reasons.update(dict.fromkeys(self.refusals(kernel, call)))
+            found.append(Candidate(self.source, kernel, tuple(reasons)))
+        return found
+
+    def refusals(self, kernel: Kernel, call: Call) -> list[str]:
+        """All reasons why the kernel does not take the call."""
+        capability = self.source.capability
+        needs = merge_alternatives(kernel.needs)
+        reasons = [reason for need in needs if (reason := need.refuse(call, capability))]
+        activation = spec(call.op).activation
+        declared = any(isinstance(need, DType) and need.argument == activation for need in needs)
+        if activation and not declared:
+            found = call.dtypes.get(activation)
+            if found is not None and found not in capability.dtypes:
+                reasons.append(f"{activation} is {found}, which {self.source.device} does not have")
+        if kernel.accepts and not reasons:
+            reason = self._accept(kernel)(call)
+            if reason is not None:
+                reasons.append(str(reason))
+        return reasons
+
+    def _accept(self, kernel: Kernel) -> Callable[[Call], str | None]:
+        assert kernel.accepts is not None
+        if kernel.accepts not in self._accepts:
+            self._accepts[kernel.accepts] = load_target(kernel.accepts, f"accepts of {self.source.name}.{kernel.name}")
+        return self._accepts[kernel.accepts]
+
+
+def bucket_edges(catalogues: Iterable[Catalogue], calls: Iterable[Example]) -> list[int]:
+    """Token counts at which some kernel's eligibility can change, ascending: the last of each bucket but the final one.
+
+    Read off the kernels' needs; a kernel with an `accepts` of its own may change anywhere, so for one of those the
+    powers of two are added.
+    """
+    catalogues = list(catalogues)
+    edges: set[int] = set()
+    for example in calls:
+        for catalogue in catalogues:
+            for kernel in catalogue.kernels.get(example.op, ()):
+                edges |= _edges(kernel, example)
+    return sorted(e for e in edges if 1 <= e < UNBOUNDED)
+
+
+def _edges(kernel: Kernel, example: Example) -> set[int]:
+    edges: set[int] = set()
+    if kernel.accepts:
+        edges |= {1 << n for n in range(14)}
+    for need in kernel.needs:
+        dim, value = getattr(need, "dim", None), getattr(need, "value", None)
+        slope = example.slope.get(dim, 0) if isinstance(dim, str) else 0
+        if not slope or not isinstance(value, int):
+            continue
+        kind = type(need).__name__
+        last = (value - example.base[dim]) // slope if kind == "AtMost" else (value - 1 - example.base[dim]) // slope
+        if kind in ("AtMost", "AtLeast"):
+            edges.add(last)
+        else:  # Divides: holds for some sizes only, so those up to a tile's worth get buckets of their own
+            edges |= set(range(1, 17))
+    return edges
+
+
+def buckets(edges: list[int]) -> list[Bucket]:
+    """[4, 64] -> [(1, 4), (5, 64), (65, UNBOUNDED)]."""
+    starts = [1, *(e + 1 for e in edges)]
+    return list(zip(starts, [*edges, UNBOUNDED], strict=True))

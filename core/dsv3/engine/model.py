@@ -1,0 +1,274 @@
+"""A loaded model as a library object."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Iterator, Mapping, Sequence as Many
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from dsv3.engine.cache import BatchCache, Run
+from dsv3.engine.generate import MAX_BATCH, PREFILL_TOKENS, generate
+from dsv3.engine.sequence import Generation, Sampling, Sequence, as_ids
+from dsv3.engine.text import Tokenizer
+from dsv3.errors import UsageError
+from dsv3.graph.config import ModelConfig
+from dsv3.graph.transformer import Transformer
+from dsv3.graph.weights import walk
+from dsv3.plugin import CacheSpec, Prepared
+
+if TYPE_CHECKING:
+    from dsv3.dispatch.choose import Source
+    from dsv3.dispatch.placement import Placement
+
+
+class Model:
+    """What `dsv3.load` returns. config: ModelConfig. tokenizer: `.encode(text)`, `.decode(ids)`, or None."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        graph: Transformer,
+        sample: Any,
+        placement: Placement,
+        cache_spec: CacheSpec,
+        source: Source,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config = config
+        self.tokenizer: Tokenizer | None = None
+        self.device, self.dtype = device, dtype
+        self._graph, self._sample, self._placement = graph, sample, placement
+        self._cache_spec, self._source = cache_spec, source
+
+    # -- what users call
+
+    def placement(self) -> Placement:
+        """Every binding decision with every rejected candidate and its reason."""
+        return self._placement
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights, as they are kept."""
+        skip = ("w_uk", "w_uv")
+        values = [value for _, _, name, value in walk(self._graph.w) if name not in skip]
+        return sum(v.nbytes if isinstance(v, Prepared) else v.numel() * v.element_size() for v in values)
+
+    def logits(self, ids: Many[int] | Tensor, *, chunk: int = PREFILL_TOKENS, absorbed: bool = False) -> Tensor:
+        """[T, V] on the CPU: row i predicts token i + 1. Computed in dtype, returned as float32 (float64 if dtype is).
+
+        chunk: tokens per step. absorbed: attend over the latent cache, as decoding does, instead of expanded keys.
+        """
+        tokens = self._checked(ids, 1)
+        with torch.inference_mode():
+            cache = self.new_cache([len(tokens)])
+            rows = []
+            for at in range(0, len(tokens), chunk):
+                hidden, _ = self.forward(cache, [Run(0, tokens[at : at + chunk], at)], absorbed)
+                rows.append(self._out(self.head(hidden)))
+            return torch.cat(rows)
+
+    def mtp_logits(self, ids: Many[int] | Tensor, *, chunk: int = PREFILL_TOKENS, absorbed: bool = False) -> Tensor:
+        """[T - 1, V]: row i predicts token i + 2 from the hidden state of position i and token i + 1."""
+        tokens = self._checked(ids, 2)
+        self._needs_mtp("mtp_logits")
+        with torch.inference_mode():
+            cache = self.new_cache([len(tokens)])
+            rows = []
+            for at in range(0, len(tokens) - 1, chunk):
+                part = tokens[at : min(at + chunk, len(tokens) - 1)]
+                _, states = self.forward(cache, [Run(0, part, at)], absorbed)
+                following = Run(0, tokens[at + 1 : at + 1 + len(part)], at + 1)
+                rows.append(self._out(self.head(self.mtp_forward(cache, [following], states, absorbed))))
+            return torch.cat(rows)
+
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Many[str] = (),
+        ignore_eos: bool = False,
+        draft: Literal["mtp"] | None = None,
+    ) -> Any:
+        """Continue prompts. A str (encoded with BOS) or a list of ids (taken as they are) gives a Generation; a list of either a
+        list of them, in order. draft "mtp": guess with the MTP module and verify; the tokens are the same, in fewer steps."""
+        single = isinstance(prompts, str | Tensor) or (len(prompts) > 0 and _is_id(prompts[0]))
+        many = [prompts] if single else list(prompts)
+        sampling = _sampling(max_new_tokens, temperature, top_p, stop, ignore_eos)
+        sequences = [self._sequence(p, sampling, seed) for p in many]
+        for _ in self._events(sequences, draft):
+            pass
+        results = [s.result() for s in sequences]
+        return results[0] if single else results
+
+    def stream(self, prompt: Any, **options: Any) -> Iterator[str]:
+        """The text of `generate(prompt, ...)` piece by piece; the pieces join to its text."""
+        for piece, _ in self.stream_events(prompt, **options):
+            yield piece
+
+    def stream_events(
+        self,
+        prompt: Any,
+        *,
+        max_new_tokens: int = 200,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: Many[str] = (),
+        ignore_eos: bool = False,
+        draft: Literal["mtp"] | None = None,
+    ) -> Iterator[tuple[str, Generation | None]]:
+        """(text piece, None) as it appears, at last ("", Generation)."""
+        sampling = _sampling(max_new_tokens, temperature, top_p, stop, ignore_eos)
+        sequence = self._sequence(prompt, sampling, seed)
+        for _, piece in self._events([sequence], draft):
+            yield piece, None
+        yield "", sequence.result()
+
+    def chat(self, messages: Many[Mapping[str, str]], **options: Any) -> Generation:
+        """Answer a conversation of {"role", "content"} messages, through the model's chat template."""
+        result: Generation = self.generate(self.chat_ids(messages), **options)
+        return result
+
+    def chat_ids(self, messages: Many[Mapping[str, str]]) -> list[int]:
+        """The token ids of a conversation, ready for the assistant's turn."""
+        tokenizer = self._needs_tokenizer()
+        return tokenizer.encode_plain(tokenizer.render(messages))
+
+    # -- what the generation loop calls
+
+    def new_cache(self, lengths: Many[int]) -> BatchCache:
+        """A latent cache for sequences of at most these lengths, MTP modules included."""
+        layers = len(self._graph.blocks) + len(self._graph.mtp)
+        return BatchCache(self.config, layers, self._cache_spec, self.dtype, self.device, lengths)
+
+    def forward(self, cache: BatchCache, runs: Many[Run], absorbed: bool) -> tuple[Tensor, Tensor]:
+        """Hidden states [T, H] of all tokens of the runs, and what an MTP module takes."""
+        step = cache.step(runs, self._bucket(runs), absorbed)
+        return self._graph.forward(step, cache.layers)
+
+    def mtp_forward(self, cache: BatchCache, runs: Many[Run], states: Tensor, absorbed: bool) -> Tensor:
+        """Hidden states [T, H] of the first MTP module; runs hold the tokens after those of `states`, at their own positions."""
+        step = cache.step(runs, self._bucket(runs), absorbed, start=1)
+        return self._graph.mtp_forward(step, states, cache.layers)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits [T, V] in the model's dtype."""
+        return self._graph.logits(hidden, self._placement.binding.bucket(hidden.shape[0]))
+
+    def sample(self, logits: Tensor, owners: Many[Sequence], positions: Many[int]) -> list[int]:
+        """One token per row, for the sequence that owns it, at the position it will have."""
+        rows = torch.isnan(logits).any(dim=-1)
+        if bool(rows.any()):
+            raise RuntimeError("the model produced NaN logits; run with --backend reference to see whether a kernel is at fault")
+        temperatures = [s.sampling.temperature for s in owners]
+        top_ps = [s.sampling.top_p if s.sampling.temperature > 0 else 1.0 for s in owners]
+        device = logits.device
+        if any(p < 1 for p in top_ps):
+            logits = _nucleus(logits, torch.tensor(temperatures, device=device), torch.tensor(top_ps, device=device))
+        bucket = self._placement.binding.bucket(logits.shape[0])
+        ids: Tensor = self._sample[bucket](
+            logits=logits,
+            seeds=torch.tensor([s.seed for s in owners], dtype=torch.int64, device=device),
+            positions=torch.tensor(positions, dtype=torch.int32, device=device),
+            temperature=torch.tensor(temperatures, dtype=torch.float32, device=device),
+        )
+        return [int(i) for i in ids.tolist()]
+
+    # -- inside
+
+    def _bucket(self, runs: Many[Run]) -> int:
+        return self._placement.binding.bucket(sum(len(r.ids) for r in runs))
+
+    def _events(self, sequences: list[Sequence], draft: str | None) -> Iterator[tuple[Sequence, str]]:
+        if draft not in (None, "mtp"):
+            raise UsageError(f"draft {draft!r} is neither None nor 'mtp'")
+        if draft:
+            self._needs_mtp("draft='mtp'")
+        with torch.inference_mode():
+            yield from generate(self, sequences, draft == "mtp")
+
+    def _sequence(self, prompt: Any, sampling: Sampling, seed: int | None) -> Sequence:
+        ids = self._needs_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt
+        tokens = self._checked(ids, 1)
+        room = self.config.max_position_embeddings - len(tokens)
+        if room < 1:
+            raise UsageError(
+                f"the prompt has {len(tokens)} tokens; this model reads at most {self.config.max_position_embeddings - 1}"
+            )
+        if sampling.stop and self.tokenizer is None:
+            raise UsageError("stop strings need a tokenizer; this model's folder has none")
+        eos = set(self.config.eos_token_id)
+        if not eos and self.tokenizer is not None and self.tokenizer.eos is not None:
+            eos = {self.tokenizer.eos}
+        chosen = secrets.randbits(63) if seed is None else _signed(seed)
+        limit = min(sampling.max_new_tokens, room)
+        return Sequence(tokens, sampling, chosen, limit, frozenset(eos), self.tokenizer)
+
+    def _checked(self, ids: Many[int] | Tensor, minimum: int) -> list[int]:
+        if self.device.type == "meta":
+            raise UsageError("this model is on device 'meta': it has shapes but no weights; load it on a real device")
+        tokens = as_ids(ids.flatten().tolist() if isinstance(ids, Tensor) else ids)
+        if len(tokens) < minimum:
+            raise UsageError(f"{len(tokens)} tokens; at least {minimum} needed")
+        if len(tokens) > self.config.max_position_embeddings:
+            raise UsageError(f"{len(tokens)} tokens; this model reads at most {self.config.max_position_embeddings}")
+        wrong = next((t for t in tokens if not 0 <= t < self.config.vocab_size), None)
+        if wrong is not None:
+            raise UsageError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
+        return tokens
+
+    def _needs_mtp(self, what: str) -> None:
+        if not self._graph.mtp:
+            raise UsageError(f"{what} needs an MTP module; this model was loaded without one")
+
+    def _needs_tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise UsageError("this model's folder has no tokenizer.json; give prompts as lists of token ids")
+        return self.tokenizer
+
+    def _out(self, logits: Tensor) -> Tensor:
+        return logits.to("cpu", torch.float64 if self.dtype == torch.float64 else torch.float32)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _signed(seed: int) -> int:
+    """Any integer as the signed 64 bits that a tensor holds."""
+    low = int(seed) & (1 << 64) - 1
+    return low - (1 << 64) if low >> 63 else low
+
+
+def _sampling(max_new_tokens: int, temperature: float, top_p: float, stop: Many[str], ignore_eos: bool) -> Sampling:
+    if not _is_id(max_new_tokens) or max_new_tokens < 0:
+        raise UsageError(f"max_new_tokens is {max_new_tokens!r}; expected a non-negative integer")
+    if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature >= 0):
+        raise UsageError(f"temperature is {temperature!r}; expected a finite number of at least 0")
+    if not (isinstance(top_p, int | float) and 0 < top_p <= 1):
+        raise UsageError(f"top_p is {top_p!r}; expected a number above 0 and at most 1")
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(s, str) and s for s in stops):
+        raise UsageError(f"stop is {stop!r}; expected strings that are not empty")
+    return Sampling(max_new_tokens, float(temperature), float(top_p), stops, bool(ignore_eos))
+
+
+def _nucleus(logits: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
+    """Logits with all but the smallest set of tokens whose probabilities sum to top_p at -inf (Holtzman et al. 2020)."""
+    scaled = logits.to(torch.float64) / temperature.clamp_min(1e-6)[:, None]
+    ordered, order = torch.sort(scaled, dim=-1, descending=True, stable=True)
+    before = torch.softmax(ordered, dim=-1).cumsum(dim=-1) - torch.softmax(ordered, dim=-1)
+    drop = torch.zeros_like(before, dtype=torch.bool).scatter_(1, order, before >= top_p[:, None])
+    return logits.masked_fill(drop & (top_p < 1)[:, None], float("-inf"))
+
+
+__all__ = ["MAX_BATCH", "Model"]

@@ -1,0 +1,32 @@
+"""The metadata of one step: a flat batch of tokens of several sequences."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(slots=True)
+class Step:
+    """Index tensors are int32 on the device; sizes are host integers.
+
+    ids, positions, slots [T]; block_table [S, maxp]; seq_lens [S] cached tokens per sequence, this step's included, counting the
+    `start` empty slots before the first; cu_q [S+1] bounds of the sequences in the batch; cu_k [S+1] bounds of their cached rows;
+    max_q, max_k, total_k; bucket: which of the bound kernels to use; absorbed: attend over the latent cache itself (few queries)
+    instead of expanded keys and values (many).
+    """
+
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    block_table: Tensor
+    seq_lens: Tensor
+    cu_q: Tensor
+    cu_k: Tensor
+    max_q: int
+    max_k: int
+    total_k: int
+    bucket: int
+    absorbed: bool
+    start: int = 0

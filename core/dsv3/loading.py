@@ -1,0 +1,257 @@
+"""The one path from a folder to a Model: configuration, checks, backend, binding, weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from dsv3.checkpoint.folder import folder_config, model_folder, preset_config
+from dsv3.checkpoint.layout import open_checkpoint
+from dsv3.checkpoint.reader import Reader, check_plan
+from dsv3.checkpoint.validate import LoadPlan, plan_load
+from dsv3.errors import BackendUnavailable, UsageError, nearest
+from dsv3.graph.config import ModelConfig
+from dsv3.plugin import KvDType, Prepared, Quant
+
+if TYPE_CHECKING:
+    import torch
+
+    from dsv3.dispatch.bind import Binding, Layout
+    from dsv3.dispatch.choose import Source
+    from dsv3.engine.model import Model
+    from dsv3.graph.transformer import Transformer
+    from dsv3.graph.weights import ModelWeights
+
+DTYPES = ("float64", "float32", "bfloat16")
+# Below this size all contents are checked before torch is imported: a damaged small checkpoint is reported at once.
+EARLY_CHECK_BYTES = 256 << 20
+
+
+@dataclass
+class _Formats:
+    dtype: str
+    quant: Quant
+    kv_dtype: KvDType
+
+
+def load(
+    model: str,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    dtype: str | None = None,
+    quant: Quant | None = None,
+    kv_dtype: KvDType | None = None,
+    pins: Mapping[str, str] = {},  # noqa: B006  (never written to)
+    strict: bool = False,
+    mtp: bool = True,
+    emulate: bool | str = False,
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> Model:
+    """Load a checkpoint and bind its operators to kernels.
+
+    model: a folder in Hugging Face's or DeepSeek's demo layout, "demo" for the bundled checkpoint, or a preset's name (only with
+    device "meta"). backend: a name, or "auto". device: "cpu", "cuda:1", "npu:0"; "meta" builds everything in shapes only.
+    dtype: of activations and unquantised weights ("float64", "float32", "bfloat16"; default: the checkpoint's). quant: how linears and
+    experts are kept; None as stored, an FP8 checkpoint as fp8-w8a8 where the device has FP8 units, else fp8-w8a16. kv_dtype: of the
+    latent cache (default: dtype). pins: operator -> "backend.kernel". strict: a fallback to the reference is an error. mtp: load the MTP
+    modules. emulate: True or an architecture's name. threads: torch's CPU threads. progress: None shows it on a terminal.
+
+    Raises UsageError, BackendUnavailable, CheckpointError, UnsupportedModel.
+    """
+    _check_words(dtype, quant, kv_dtype)
+    if threads is not None and (not isinstance(threads, int) or threads < 1):
+        raise UsageError(f"threads is {threads!r}; expected a positive integer")
+    meta = device == "meta"
+    folder = model_folder(model, meta)
+    config = preset_config(model) if folder is None else folder_config(folder)
+    reader, plan, checked = Reader(), LoadPlan(), False
+    if folder is not None and not meta:
+        plan = plan_load(config, open_checkpoint(folder), folder, mtp)
+        if checked := plan.nbytes <= EARLY_CHECK_BYTES:
+            check_plan(plan, reader)
+
+    import torch
+
+    from dsv3.dispatch.choose import choose
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    source = choose(backend, device, "default" if emulate is True else emulate or None)
+    formats = _formats(config, source, dtype, quant, kv_dtype)
+    name = folder.name if folder is not None and model != "demo" else model
+    if meta:
+        place = torch.device("meta")
+        return _build(config, source, formats, pins, strict, mtp, place, name, None)[0]
+    place = source.backend.torch_device(source.device)
+    built, weights, binding, paths = _build(config, source, formats, pins, strict, mtp, place, name, folder)
+    _fill(config, weights, plan, reader, place, source, binding, paths, checked, progress)
+    return built
+
+
+def _check_words(dtype: str | None, quant: str | None, kv_dtype: str | None) -> None:
+    for what, value, known in (
+        ("dtype", dtype, DTYPES),
+        ("quant", quant, get_args(Quant)),
+        ("kv_dtype", kv_dtype, get_args(KvDType)),
+    ):
+        if value is not None and value not in known:
+            raise UsageError(f"{what} {value!r} is not one of {', '.join(known)}{nearest(str(value), known)}")
+
+
+def _formats(c: ModelConfig, source: Source, dtype: str | None, quant: Quant | None, kv: KvDType | None) -> _Formats:
+    chosen = dtype or c.torch_dtype
+    if quant is None:
+        quant = "none"
+        if c.quant_method == "fp8":
+            quant = "fp8-w8a8" if "fp8_mma" in source.capability.features else "fp8-w8a16"
+    return _Formats(chosen, quant, kv or chosen)  # type: ignore[arg-type]
+
+
+def _build(
+    config: ModelConfig,
+    source: Source,
+    formats: _Formats,
+    pins: Mapping[str, str],
+    strict: bool,
+    mtp: bool,
+    place: torch.device,
+    name: str,
+    folder: Path | None,
+) -> tuple[Model, ModelWeights, Binding, dict[int, str]]:
+    """The model over meta weights, with every call site bound."""
+    import torch
+
+    from dsv3.dispatch.bind import Binder
+    from dsv3.dispatch.placement import Placement
+    from dsv3.dispatch.select import Catalogue
+    from dsv3.dispatch.site import Sites
+    from dsv3.engine.model import Model
+    from dsv3.engine.text import Tokenizer
+    from dsv3.graph.transformer import Transformer
+    from dsv3.graph.weights import meta_weights, walk
+    from dsv3.graph.yarn import cos_sin_table
+
+    torch_dtype = getattr(torch, formats.dtype)
+    weights = meta_weights(config, torch_dtype, formats.quant, cos_sin_table(config, "meta"), mtp)
+    paths = {id(value): path for path, _, _, value in walk(weights)}
+    sites = Sites()
+    graph = Transformer(config, weights, sites)
+    sample = sites("gumbel_argmax", "sampler")
+    chosen = Catalogue(source)
+    reference = chosen if source.name == "reference" else Catalogue(_reference_on(source))
+    spec = source.backend.cache_spec(source.device, formats.kv_dtype)
+    for run in (0, 1):
+        with sites.recording(run):
+            _trace(graph, config, formats, run + 1, sample)
+    binding = Binder(chosen, reference, _pinned(pins, source, chosen, reference)).bind(sites)
+    placement = Placement(
+        source.name, source.device, binding, name, formats.dtype, formats.quant, spec.kv_dtype, list(source.notes)
+    )
+    if strict and (fallbacks := placement.fallbacks()):
+        reasons = {d.op: "; ".join(f"{k}: {r}" for k, r in d.rejected) for _, _, d in placement.decisions() if d.fallback}
+        listed = "; ".join(f"{op} ({reasons[op]})" for op in fallbacks)
+        raise BackendUnavailable(f"strict: backend {source.name!r} leaves {len(fallbacks)} operators to the reference: {listed}")
+    model = Model(config, graph, sample, placement, spec, source, place, torch_dtype)
+    model.tokenizer = Tokenizer.from_folder(folder) if folder is not None else None
+    return model, weights, binding, paths
+
+
+def _trace(graph: Transformer, c: ModelConfig, formats: _Formats, tokens: int, sample: Any) -> None:
+    """Run the graph on meta tensors once per path: expanded, absorbed, MTP, head and sampler."""
+    import torch
+
+    from dsv3.engine.cache import allocate_planes, meta_step
+
+    dtype = getattr(torch, formats.dtype)
+    caches = [
+        allocate_planes(c, 1, 64, formats.kv_dtype, dtype, torch.device("meta"))
+        for _ in range(c.num_hidden_layers + len(graph.mtp))
+    ]
+    for absorbed in (False, True):
+        step = meta_step(tokens, absorbed)
+        hidden, for_mtp = graph.forward(step, caches)
+        for k in range(len(graph.mtp)):
+            step = meta_step(tokens, absorbed, start=1)
+            graph.mtp_forward(step, for_mtp, caches, k)
+    logits = graph.logits(hidden, 0)
+    index = torch.empty(tokens, dtype=torch.int64, device="meta")
+    temperature = torch.empty(tokens, dtype=torch.float32, device="meta")
+    sample[0](logits=logits, seeds=index, positions=index, temperature=temperature)
+
+
+def _reference_on(source: Source) -> Source:
+    """The reference's kernels on the chosen device's tensors."""
+    from dsv3.dispatch.choose import Source, named
+
+    reference = named("reference", "cpu", None)
+    return Source(reference.backend, source.device, reference.capability, reference.origin)
+
+
+def _pinned(pins: Mapping[str, str], source: Source, chosen: Any, reference: Any) -> dict[str, tuple[Any, str]]:
+    """operator -> (catalogue, kernel name). UsageError for an unknown operator, BackendUnavailable for an unknown kernel."""
+    from dsv3.dispatch.choose import named
+    from dsv3.dispatch.registration import unknown_operator
+    from dsv3.dispatch.select import Catalogue
+    from dsv3.ops import names
+
+    catalogues = {source.name: chosen, "reference": reference}
+    found = {}
+    for op, pin in pins.items():
+        if op not in names():
+            raise unknown_operator(op)
+        m = re.fullmatch(r"([\w-]+)\.(.+)", str(pin))
+        if m is None:
+            raise UsageError(f"pin {op}={pin!r} is not BACKEND.KERNEL")
+        backend, kernel = m.groups()
+        if backend not in catalogues:
+            family = source.device.family
+            catalogues[backend] = Catalogue(named(backend, f"{family}:{source.device.index}", None))
+        offered = [k.name for k in catalogues[backend].kernels.get(op, ())]
+        if kernel not in offered:
+            listed = ", ".join(offered) or "none"
+            raise BackendUnavailable(f"backend {backend!r} has no kernel {kernel!r} for {op}; it has {listed}")
+        found[op] = (catalogues[backend], kernel)
+    return found
+
+
+def _fill(
+    config: ModelConfig,
+    weights: ModelWeights,
+    plan: LoadPlan,
+    reader: Reader,
+    place: torch.device,
+    source: Source,
+    binding: Binding,
+    paths: Mapping[int, str],
+    checked: bool,
+    progress: bool | None,
+) -> None:
+    """Stream the weights into the tree, each prepared in the layout that binding fixed."""
+    from dsv3.checkpoint.loader import load_weights
+    from dsv3.dispatch.choose import named
+    from dsv3.graph.weights import absorbed
+    from dsv3.graph.yarn import cos_sin_table
+
+    layouts: dict[str, Layout] = {paths[i]: layout for i, layout in binding.layouts.items() if i in paths}
+    views: dict[str, tuple[Any, Any]] = {}
+
+    def prepare(path: str, weight: Prepared) -> Prepared:
+        if path.endswith(".kv_b"):
+            views[path.rpartition(".")[0]] = absorbed(config, weight.tensors["weight"])
+        layout = layouts.get(path)
+        if layout is None:
+            return weight
+        owner = source.backend if layout.backend == source.name else named(layout.backend, None, None).backend
+        return owner.prepare(weight, layout.name, source.device)
+
+    weights.cos_sin = cos_sin_table(config, place)
+    load_weights(weights, plan, reader, place, prepare, checked, progress)
+    layers = {f"layers.{i}.attn": layer for i, layer in enumerate(weights.layers)}
+    layers |= {f"mtp.{k}.layer.attn": m.layer for k, m in enumerate(weights.mtp)}
+    for path, layer in layers.items():
+        layer.attn.w_uk, layer.attn.w_uv = views[path]
