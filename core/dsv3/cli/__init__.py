@@ -1,1 +1,40 @@
-def main(): ...
+"""The command line. Nothing heavy is imported before a command that needs it: `dsv3 --help` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from dsv3.cli.arguments import COMMANDS, build_parser
+from dsv3.errors import Dsv3Error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code: 0, 1 failure, 2 usage, 3 backend, 4 checkpoint, 130 interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    try:
+        parsed = build_parser().parse_args(arguments)
+        command = importlib.import_module(f"dsv3.cli.{COMMANDS[parsed.command][0]}")
+        code = int(command.main(parsed) or 0)
+        sys.stdout.flush()
+        return code
+    except SystemExit as stop:  # argparse: --help and --version
+        return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has left; say nothing more, also not at exit
+        sys.stdout = open("/dev/null", "w")  # noqa: SIM115
+        return 141
+    except Dsv3Error as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:  # the last resort: a person, not a traceback, is on the other side
+        if debug:
+            raise
+        print(f"error: {type(error).__name__}: {error}; add --debug for the traceback", file=sys.stderr)
+        return 1

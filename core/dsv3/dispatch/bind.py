@@ -13,7 +13,7 @@ from dsv3.dispatch.select import Bucket, Candidate, Catalogue, bucket_edges, buc
 from dsv3.dispatch.site import Example, RecordingOps, Sites, examples, switch_key
 from dsv3.errors import BackendUnavailable
 from dsv3.ops import spec
-from dsv3.plugin import Prepared
+from dsv3.plugin import Kernel, Prepared
 
 
 class Layout(NamedTuple):
@@ -84,11 +84,13 @@ class _LayoutConflict(Exception):
 
 @dataclass
 class Binding:
-    """The outcome: buckets, decisions per site and bucket, and the layout and backend of each weight that is not canonical."""
+    """The outcome: buckets, decisions per site and bucket, the layout and backend of each weight that is not canonical, and all
+    kernels that were on offer, by backend and operator."""
 
     buckets: list[Bucket]
     decisions: list[tuple[str, str, list[Decision]]]
     layouts: dict[int, Layout]
+    offered: Mapping[str, Mapping[str, list[Kernel]]] = field(default_factory=dict)
 
     def bucket(self, tokens: int) -> int:
         """Index of the bucket that a step of this many tokens falls into; looked up once per step."""
@@ -127,7 +129,9 @@ class Binder:
             site[:] = [self._callable(decision) for decision in plan]
             site.seen = [[], []]
         where = [(site.op, site.where, plan) for (site, _), plan in zip(nodes, plans, strict=True)]
-        return Binding(spans, where, {w: fixed for w, fixed in self._fixed.items() if fixed != CANONICAL})
+        layouts = {w: fixed for w, fixed in self._fixed.items() if fixed != CANONICAL}
+        offered = {c.source.name: c.kernels for c in (self.reference, *catalogues)}
+        return Binding(spans, where, layouts, offered)
 
     def _decide(self, node: _Node, span: Bucket) -> Decision:
         groups: dict[tuple[int, ...], list[Example]] = {}

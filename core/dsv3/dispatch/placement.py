@@ -9,6 +9,7 @@ from typing import Any
 
 from dsv3.dispatch.bind import Binding, Decision
 from dsv3.dispatch.select import UNBOUNDED, Bucket
+from dsv3.ops import spec
 from dsv3.plugin import Device
 
 
@@ -83,13 +84,21 @@ class Placement:
             "ops": {op: self._op_json(op) for op in self.operators()},
         }
 
+    def explain(self, op: str, tokens: int | None = None) -> dict[str, Any]:
+        """One operator: signature, every kernel offered for it, and the choices with chosen, rejected, sites and parts."""
+        offered = [f"{name}.{k.name}" for name, kernels in self.binding.offered.items() for k in kernels.get(op, ())]
+        return {"op": op, "signature": spec(op).signature, "offered": offered, "choices": self._choices(op, tokens)}
+
+    def _choices(self, op: str, tokens: int | None = None) -> list[dict[str, Any]]:
+        choices: dict[tuple[Any, ...], dict[str, Any]] = {}
+        for where, span, d in self.decisions(op, tokens):
+            key = (_chosen(d), span, d.why, d.rejected)
+            fresh = {**_decision_json(d), "tokens": list(span), "span": _span(span), "sites": []}
+            choices.setdefault(key, fresh)["sites"].append(where)
+        return list(choices.values())
+
     def _op_json(self, op: str) -> dict[str, Any]:
-        found = self.decisions(op)
-        choices: dict[tuple[str, str, str], dict[str, Any]] = {}
-        for where, span, d in found:
-            choice = choices.setdefault((_chosen(d), _span(span), d.why), {**_decision_json(d), "tokens": list(span), "sites": []})
-            choice["sites"].append(where)
-        return {**_decision_json(found[0][2]), "choices": list(choices.values())}
+        return {**_decision_json(self.decisions(op)[0][2]), "choices": self._choices(op)}
 
 
 def _decision_json(d: Decision) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Sites:
 
     @contextmanager
     def recording(self, run: int) -> Iterator[None]:
-        """While open, every site answers with the reference and keeps its arguments as those of run 0 (one token) or 1."""
+        """While open, every site answers in shapes only and keeps its arguments as those of run 0 (one token) or 1."""
         for site in self.all:
             site[:] = [_recorder(site.op, site.seen[run])]
         yield
@@ -62,7 +62,7 @@ def _recorder(op: str, seen: list[Mapping[str, Any]]) -> Callable[..., Any]:
     def record(**arguments: Any) -> Any:
         arguments = {**known.defaults, **arguments}
         seen.append(arguments)
-        return known.reference(**arguments)
+        return known.meta(arguments)
 
     return record
 

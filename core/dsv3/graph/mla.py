@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from dsv3.graph.config import ModelConfig
@@ -66,10 +65,13 @@ class Attention:
             cache=cache, block_table=step.block_table, seq_lens=step.seq_lens, total=step.total_k, start=step.start
         )
         kv_b = self.kv_b[b](x=ckv.to(x.dtype), w=w.kv_b).view(ckv.shape[0], heads, -1)
-        k_pe = kpe.to(x.dtype)[:, None, :].expand(-1, heads, -1)
+        q[..., self.nope :] = q_pe
+        k = q.new_empty(ckv.shape[0], heads, q.shape[2])
+        k[..., : self.nope] = kv_b[..., : self.nope]
+        k[..., self.nope :] = kpe[:, None, :]
         o, _ = self.prefill[b](
-            q=torch.cat((q[..., : self.nope], q_pe), dim=-1),
-            k=torch.cat((kv_b[..., : self.nope], k_pe), dim=-1),
+            q=q,
+            k=k,
             v=kv_b[..., self.nope :],
             cu_q=step.cu_q,
             cu_k=step.cu_k,

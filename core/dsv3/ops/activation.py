@@ -21,7 +21,7 @@ def silu_mul(x: Tensor) -> Tensor:
     return (torch.nn.functional.silu(gate) * up).to(x.dtype)
 
 
-@composite("x[T,2*I] -> q[T,I]:f8 scale[T,ceil(I/group)]:f32")
+@composite("x[T,2*I] -> q[T,I]:dtype scale[T,ceil(I/group)]:F32")
 def silu_mul_quant(ops: Any, x: Tensor, group: int, dtype: str, scale_fmt: str) -> tuple[Tensor, Tensor]:
     """act_quant(silu_mul(x)). A building block for backends: no decomposition of version 1 calls it."""
     return ops.act_quant(x=ops.silu_mul(x=x), group=group, dtype=dtype, scale_fmt=scale_fmt)

@@ -64,7 +64,7 @@ def read_latent(cache: LatentCache, pages: Tensor, offsets: Tensor) -> tuple[Ten
 
 
 @primitive(
-    "cache<pages,page_size,R,P> block_table[S,maxp]:int seq_lens[S]:int -> ckv[total,R] kpe[total,P]"
+    "cache<pages,page_size,R,P> block_table[S,maxp]:int seq_lens[S]:int -> ckv[total,R]:kv kpe[total,P]:kv"
 )
 def kv_cache_gather(
     cache: LatentCache, block_table: Tensor, seq_lens: Tensor, total: int, start: int = 0

@@ -25,6 +25,8 @@ def mtp_combine(
     embedding [T, H] of token i + 1, hidden [T, H] of position i after the final norm, eh_proj [H, 2H] -> [T, H]. The embedding comes
     first, as in the released weights (the technical report's equation 21 writes it second).
     """
-    e = ops.rms_norm(x=embedding, weight=enorm, eps=eps)
-    h = ops.rms_norm(x=hidden, weight=hnorm, eps=eps)
-    return ops.linear(x=torch.cat((e, h), dim=-1), weight=eh_proj, bias=None)
+    width = hidden.shape[1]
+    both = hidden.new_empty(hidden.shape[0], 2 * width)
+    both[:, :width] = ops.rms_norm(x=embedding, weight=enorm, eps=eps)
+    both[:, width:] = ops.rms_norm(x=hidden, weight=hnorm, eps=eps)
+    return ops.linear(x=both, weight=eh_proj, bias=None)

@@ -12,7 +12,7 @@ from dsv3.ops.spec import composite, primitive
 from dsv3.plugin import Prepared
 
 
-@primitive("ids[T,k]:int -> perm[M]:i32 offsets[E+1]:i32")
+@primitive("ids[T,k]:int -> perm[T*k]:i32 offsets[n_experts+1]:i32")
 def moe_permute(ids: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
     """Sort the M = T * k (token, expert) pairs by expert, stably.
 
@@ -88,8 +88,9 @@ def fused_experts(ops: Any, x: Tensor, weights: Tensor, ids: Tensor, w13: Prepar
     rows first, w2 Prepared [E, H, I] -> [T, H] in x.dtype.
     """
     perm, offsets = ops.moe_permute(ids=ids, n_experts=w13.shape[0])
-    token = torch.div(perm.clamp_min(0), ids.shape[1], rounding_mode="floor")
-    rows = x.index_select(0, token)
+    # perm // k as a table: torch's meta division would import its compiler, a second at start, where this is traced.
+    token = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)[:, None].expand(ids.shape).flatten()
+    rows = x.index_select(0, token.index_select(0, perm.clone().relu_()))
     h = ops.grouped_linear(x=rows, w=w13, offsets=offsets)
     y = ops.grouped_linear(x=ops.silu_mul(x=h), w=w2, offsets=offsets)
     return ops.moe_combine(y=y, perm=perm, weights=weights)
@@ -139,4 +140,4 @@ def moe(
     y = ops.fused_experts(x=x, weights=weights, ids=ids, w13=w13, w2=w2)
     if shared13 is None or shared2 is None:
         return y
-    return y + ops.quant_linear(x=ops.silu_mul(x=ops.quant_linear(x=x, w=shared13)), w=shared2)
+    return y.add_(ops.quant_linear(x=ops.silu_mul(x=ops.quant_linear(x=x, w=shared13)), w=shared2))

@@ -37,7 +37,7 @@ def bmm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @composite(
-    "a[T,K]:f8 a_scale[T,ceil(K/128)]:f32 b[N,K]:f8 b_scale[ceil(N/128),ceil(K/128)]:f32 -> y[T,N]"
+    "a[T,K]:f8 a_scale[T,ceil(K/128)]:f32 b[N,K]:f8 b_scale[ceil(N/128),ceil(K/128)]:f32 -> y[T,N]:dtype"
 )
 def block_scaled_mm(ops: Any, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: str) -> Tensor:
     """FP8 product with 1x128 scales on the left and 128x128 scales on the right.
@@ -49,11 +49,11 @@ def block_scaled_mm(ops: Any, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Te
     out = torch_dtype(out_dtype)
     work = "float64" if out == torch.float64 else "float32"
     scale = a_scale.to(torch_dtype(work)).repeat_interleave(BLOCK, dim=-1)[:, : a.shape[1]]
-    x = decode(a, torch_dtype(work)) * scale
+    x = decode(a, torch_dtype(work)).mul_(scale)
     return ops.linear(x=x, weight=ops.dequant_block(weight=b, scale=b_scale, dtype=work), bias=None).to(out)
 
 
-@composite("a[T,K]:i8 a_scale[T,1]:f32 b[N,K]:i8 b_scale[N,1]:f32 -> y[T,N]")
+@composite("a[T,K]:i8 a_scale[T,1]:f32 b[N,K]:i8 b_scale[N,1]:f32 -> y[T,N]:dtype")
 def int8_scaled_mm(ops: Any, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: str) -> Tensor:
     """INT8 product, exact in int32, then both scales.
 

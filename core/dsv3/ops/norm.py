@@ -31,11 +31,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 @composite("x[T,D] residual[T,D] weight[D] -> y[T,D] residual'[T,D]")
 def add_rms_norm(ops: Any, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """residual' = x + residual rounded once to x.dtype; y = rms_norm(residual') from the rounded value."""
-    total = (x.to(work_dtype(x)) + residual.to(work_dtype(x))).to(x.dtype)
+    total = x.to(work_dtype(x), copy=True).add_(residual).to(x.dtype)
     return ops.rms_norm(x=total, weight=weight, eps=eps), total
 
 
-@composite("x[T,D] weight[D] -> q[T,D]:f8 scale[T,ceil(D/group)]:f32")
+@composite("x[T,D] weight[D] -> q[T,D]:dtype scale[T,ceil(D/group)]:F32")
 def rms_norm_quant(
     ops: Any, x: Tensor, weight: Tensor, eps: float, group: int, dtype: str, scale_fmt: str
 ) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,7 @@ def torch_dtype(name: str) -> torch.dtype:
     return found
 
 
-@primitive("x[T,K] -> q[T,K]:f8 scale[T,ceil(K/group)]:f32")
+@primitive("x[T,K] -> q[T,K]:dtype scale[T,ceil(K/group)]:F32")
 def act_quant(
     x: Tensor,
     group: int = 128,
@@ -54,7 +54,7 @@ def act_quant(
     return q.view(t, groups * group)[:, :k].contiguous().to(torch_dtype(dtype)), scale
 
 
-@primitive("x[T,K] -> q[T,K]:i8 scale[T,1]:f32")
+@primitive("x[T,K] -> q[T,K]:i8 scale[T,1]:F32")
 def quant_int8(x: Tensor, amax_floor: float = 1e-10) -> tuple[Tensor, Tensor]:
     """Per-token symmetric INT8 quantisation of activations, in float32.
 
@@ -67,7 +67,7 @@ def quant_int8(x: Tensor, amax_floor: float = 1e-10) -> tuple[Tensor, Tensor]:
     return torch.round(work / scale).clamp(-127, 127).to(torch.int8), scale
 
 
-@primitive("weight[N,K]:f8 scale[ceil(N/128),ceil(K/128)]:f32 -> y[N,K]")
+@primitive("weight[N,K]:f8 scale[ceil(N/128),ceil(K/128)]:f32 -> y[N,K]:dtype")
 def dequant_block(weight: Tensor, scale: Tensor, dtype: str = "bfloat16") -> Tensor:
     """W[n, k] = code[n, k] * scale[n // 128, k // 128], rounded once to dtype.
 
@@ -77,7 +77,7 @@ def dequant_block(weight: Tensor, scale: Tensor, dtype: str = "bfloat16") -> Ten
     return dequantize_block(weight, scale, torch_dtype(dtype))
 
 
-@primitive("weight[N,K]:f8 scale[ceil(N/128),ceil(K/128)]:f32 -> weight'[N,K]:f8 scale'[ceil(N/128),ceil(K/128)]:f32")
+@primitive("weight[N,K]:f8 scale[ceil(N/128),ceil(K/128)]:f32 -> weight'[N,K]:fnuz scale'[ceil(N/128),ceil(K/128)]:F32")
 def fn_to_fnuz(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     """e4m3fn [N, K] -> e4m3fnuz with the same bits, -0 (0x80) to 0x00, and doubled scales: exact.
 

@@ -3,7 +3,9 @@
     x[T,K] w{N,K} bias[N]:f32? cache<pages,page_size,R,P> -> y[T,N]
 
 `[..]` a tensor, `{..}` a `Prepared` weight (its logical shape), `<..>` a `LatentCache`, `:f32` a dtype class, `?` may be
-None, `weights.q_a` a member of a mapping. A dimension is a name, an integer, or `2*I`, `R+P`, `ceil(N/128)`.
+None, `weights.q_a` a member of a mapping. A dimension is a name, an integer, or `2*I`, `T*k`, `R+P`, `ceil(N/128)`; in outputs
+a name may also be an integer argument. Outputs have the dtype of the first activation unless marked: `:f32` (float64 for float64),
+`:F32` (always), `:i32`, `:i8`, `:fnuz`, `:dtype` (the argument `dtype` or `out_dtype`), `:kv` (that of cache.kpe).
 """
 
 from __future__ import annotations
@@ -31,23 +33,26 @@ DTYPES: dict[str, frozenset[torch.dtype]] = {
 
 @dataclass(frozen=True)
 class Dim:
-    """coefficient * name + offset, or ceil(name / divisor), or name + other."""
+    """times * name + plus, or ceil(name / by), or name + other, or name * factor; `by` is a number or a name."""
 
     text: str
     name: str | None
     times: int = 1
     plus: int = 0
     other: str | None = None
-    divisor: int = 1
+    factor: str | None = None
+    by: str | None = None
 
     @staticmethod
     def parse(text: str) -> Dim:
         if text.isdigit():
             return Dim(text, None, plus=int(text))
-        if m := re.fullmatch(r"ceil\((\w+)/(\d+)\)", text):
-            return Dim(text, m[1], divisor=int(m[2]))
+        if m := re.fullmatch(r"ceil\((\w+)/(\w+)\)", text):
+            return Dim(text, m[1], by=m[2])
         if m := re.fullmatch(r"(\d+)\*(\w+)", text):
             return Dim(text, m[2], times=int(m[1]))
+        if m := re.fullmatch(r"(\w+)\*(\w+)", text):
+            return Dim(text, m[1], factor=m[2])
         if m := re.fullmatch(r"(\w+)\+(\d+)", text):
             return Dim(text, m[1], plus=int(m[2]))
         if m := re.fullmatch(r"(\w+)\+(\w+)", text):
@@ -60,13 +65,24 @@ class Dim:
         """The size, or None while a name in it is unbound."""
         if self.name is None:
             return self.plus
-        if self.name not in dims or (self.other is not None and self.other not in dims):
+        if any(name not in dims for name in self.names):
             return None
-        return -(-dims[self.name] * self.times // self.divisor) + self.plus + (dims[self.other] if self.other else 0)
+        size = dims[self.name]
+        if self.by is not None:
+            return -(-size // (int(self.by) if self.by.isdigit() else dims[self.by]))
+        if self.factor is not None:
+            return size * dims[self.factor]
+        return size * self.times + self.plus + (dims[self.other] if self.other else 0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The dimensions it is made of."""
+        by = None if self.by is None or self.by.isdigit() else self.by
+        return tuple(n for n in (self.name, self.other, self.factor, by) if n is not None)
 
     def solve(self, size: int, dims: dict[str, int]) -> None:
         """Bind the one unbound name from the size, where that has one answer."""
-        if self.name is None or self.divisor != 1:
+        if self.name is None or self.by is not None or self.factor is not None:
             return
         if self.other is not None:
             if (self.name in dims) != (self.other in dims):
@@ -107,10 +123,44 @@ class Term:
         return tuple(value.shape)
 
 
-def parse_line(line: str) -> tuple[tuple[Term, ...], str]:
-    """Inputs as terms, outputs as text."""
+def parse_line(line: str) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
+    """Inputs and outputs as terms; an operator without outputs has "None" there."""
     inputs, _, outputs = line.partition("->")
-    return tuple(Term.parse(t) for t in inputs.split()), outputs.strip()
+    made = [t.replace("'", "") for t in outputs.split() if t != "None"]
+    return tuple(Term.parse(t) for t in inputs.split()), tuple(Term.parse(t) for t in made)
+
+
+def meta_outputs(
+    op: str, terms: tuple[Term, ...], outputs: tuple[Term, ...], arguments: Mapping[str, Any]
+) -> torch.Tensor | tuple[torch.Tensor, ...] | None:
+    """What a call returns, as meta tensors: shapes and dtypes only, from the line alone."""
+    sizes = {name: v for name, v in arguments.items() if isinstance(v, int) and not isinstance(v, bool)}
+    sizes |= bind_dims(op, terms, arguments)
+    made = []
+    for term in outputs:
+        shape = [dim.value(sizes) for dim in term.dims]
+        assert None not in shape, f"{op}: {term.path} has an unknown dimension"
+        made.append(torch.empty(shape, dtype=_output_dtype(term, terms, arguments), device="meta"))  # type: ignore[arg-type]
+    return None if not made else made[0] if len(made) == 1 else tuple(made)
+
+
+_FIXED = {"F32": torch.float32, "i32": torch.int32, "i8": torch.int8, "fnuz": torch.float8_e4m3fnuz}
+
+
+def _output_dtype(term: Term, terms: tuple[Term, ...], arguments: Mapping[str, Any]) -> torch.dtype:
+    if term.dtype in _FIXED:
+        return _FIXED[term.dtype]
+    if term.dtype == "dtype":
+        found = getattr(torch, str(arguments.get("out_dtype", arguments.get("dtype"))))
+        assert isinstance(found, torch.dtype)
+        return found
+    if term.dtype == "kv":
+        return arguments["cache"].kpe.dtype
+    tensors = [t for t in terms if t.kind == "[" and isinstance(t.find(arguments), torch.Tensor)]
+    first = next((t for t in tensors if t.dtype == "act"), tensors[0]).find(arguments).dtype
+    if term.dtype == "f32":
+        return torch.float64 if first == torch.float64 else torch.float32
+    return first
 
 
 def bind_dims(op: str, terms: tuple[Term, ...], arguments: Mapping[str, Any]) -> dict[str, int]:
@@ -142,8 +192,8 @@ def bind_dims(op: str, terms: tuple[Term, ...], arguments: Mapping[str, Any]) ->
 
 def _expected(term: Term, dims: Mapping[str, int]) -> str:
     shape = "[" + ", ".join(d.text for d in term.dims) + "]"
-    names = dict.fromkeys(n for d in term.dims for n in (d.name, d.other) if n in dims)
-    sizes = ", ".join(f"{n}={dims[n]}" for n in names if n)
+    names = dict.fromkeys(n for d in term.dims for n in d.names if n in dims)
+    sizes = ", ".join(f"{n}={dims[n]}" for n in names)
     return shape + (f" with {sizes}" if sizes else "")
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsv3.errors import UsageError, nearest
-from dsv3.ops.shapes import Term, bind_dims, parse_line
+from dsv3.ops.shapes import Term, bind_dims, meta_outputs, parse_line
 
 # Dimensions that change between steps other than with the number of tokens: unknown when kernels are bound.
 STEP_DIMS = frozenset({"S", "Tk", "L", "pages", "page_size", "slots", "maxp"})
@@ -33,12 +33,17 @@ class OpSpec:
     reference: Callable[..., Any]
     decompose: Callable[..., Any] | None
     terms: tuple[Term, ...]
+    outputs: tuple[Term, ...]
     defaults: Mapping[str, Any]
     parameters: tuple[str, ...]
 
     def bind(self, arguments: Mapping[str, Any]) -> dict[str, int]:
         """Sizes of the dimensions of a call; OperatorError if the arguments do not fit."""
         return bind_dims(self.name, self.terms, arguments)
+
+    def meta(self, arguments: Mapping[str, Any]) -> Any:
+        """What a call returns, as meta tensors, from its shapes and dtypes alone: the operator's fake implementation."""
+        return meta_outputs(self.name, self.terms, self.outputs, arguments)
 
     @property
     def activation(self) -> str | None:
@@ -107,24 +112,23 @@ def _register(function: Callable[..., Any], line: str, mutates: tuple[str, ...],
     _REGISTRY[name] = OpSpec(
         name=name,
         since=1,
-        signature=_signature(name, parameters, line, outputs, mutates),
+        signature=_signature(name, parameters, line, mutates),
         mutates=mutates,
-        dims=tuple(dict.fromkeys(n for t in terms for d in t.dims for n in (d.name, d.other) if n)),
+        dims=tuple(dict.fromkeys(n for t in terms for d in t.dims for n in d.names)),
         reference=reference,
         decompose=function if composite else None,
         terms=terms,
+        outputs=outputs,
         defaults=defaults,
         parameters=order,
     )
     return reference
 
 
-def _signature(
-    name: str, parameters: list[inspect.Parameter], line: str, outputs: str, mutates: tuple[str, ...]
-) -> str:
+def _signature(name: str, parameters: list[inspect.Parameter], line: str, mutates: tuple[str, ...]) -> str:
     written = {t.split("[")[0].split("{")[0].split("<")[0]: t for t in line.partition("->")[0].split()}
     arguments = []
     for p in parameters:
         text = written.get(p.name, p.name) + ("!" if p.name in mutates else "")
         arguments.append(text if p.default is p.empty else f"{text}={p.default!r}")
-    return f"{name}({', '.join(arguments)}) -> {outputs}"
+    return f"{name}({', '.join(arguments)}) -> {line.partition('->')[2].strip()}"

@@ -1,0 +1,81 @@
+"""What the commands take. Kept apart from the commands, so that help needs none of their imports."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from dsv3 import __version__
+from dsv3.errors import UsageError, nearest
+from dsv3.settings import SETTINGS
+
+# command -> module in dsv3.cli, one line of help
+COMMANDS = {
+    "run": ("run", "generate text from a prompt"),
+    "probe": ("probe", "list backends and devices, and what is wrong with those that cannot be used"),
+    "explain": ("explain", "show which kernel runs an operator, and why not the others"),
+    "doctor": ("doctor", "show versions, devices, plugins and settings"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        hint = ""
+        if "invalid choice: " in message:
+            word = message.split("invalid choice: ")[1].split("'")[1]
+            hint = nearest(word, COMMANDS)
+        raise UsageError(f"{message}{hint}; see {self.prog} --help")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="dsv3", description="Run the DeepSeek-V3 family of language models on any accelerator.")
+    parser.add_argument("--version", action="version", version=f"dsv3 {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    made = {name: commands.add_parser(name, help=text, description=text) for name, (_, text) in COMMANDS.items()}
+    for command in made.values():
+        command.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)
+    _run(made["run"])
+    made["probe"].add_argument("--json", action="store_true", help="machine-readable output")
+    _explain(made["explain"])
+    made["doctor"].add_argument("--json", action="store_true", help="machine-readable output")
+    return parser
+
+
+def _setting(parser: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        setting = SETTINGS[name]
+        flag = "--" + name.replace("_", "-")
+        default = "" if setting.default in (None, False) else f" (default: {setting.default})"
+        if isinstance(setting.default, bool):
+            parser.add_argument(flag, action="store_const", const=True, help=setting.help)
+        else:
+            parser.add_argument(flag, type=setting.convert, help=setting.help + default, metavar=name.upper())
+
+
+def _placement(parser: argparse.ArgumentParser) -> None:
+    _setting(parser, "model", "backend", "device", "dtype", "quant", "kv_dtype")
+    parser.add_argument(
+        "--emulate", nargs="?", const=True, metavar="ARCH", help="run the backend's kernels without its device, as on ARCH"
+    )
+    parser.add_argument(
+        "--kernel", action="append", default=[], metavar="OP=BACKEND.KERNEL", help="pin an operator to a kernel; repeatable"
+    )
+    _setting(parser, "strict")
+
+
+def _run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="?", help="text to continue; none: standard input")
+    _placement(parser)
+    _setting(parser, "threads", "max_new_tokens", "temperature", "top_p", "seed", "draft")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; repeatable")
+    parser.add_argument("--ignore-eos", action="store_true", help="go on past the end-of-text token")
+    parser.add_argument("--interactive", action="store_true", help="converse; /clear forgets, /exit ends")
+    parser.add_argument("--input-file", metavar="FILE", help="one prompt per line, answered in batches")
+    parser.add_argument("--json", action="store_true", help="a JSON object per prompt on standard output")
+
+
+def _explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("op", nargs="?", metavar="OP", help="operator; none: all of them")
+    _placement(parser)
+    parser.add_argument("--tokens", type=int, metavar="N", help="only for steps of N tokens")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")

@@ -1,0 +1,57 @@
+"""What several commands share: settings to a loaded model, and plain tables."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from dsv3.errors import UsageError
+from dsv3.settings import resolve
+
+if TYPE_CHECKING:
+    from dsv3.engine.model import Model
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The values of all settings for this call."""
+    return {name: found.value for name, found in resolve(vars(arguments)).items()}
+
+
+def load_model(arguments: argparse.Namespace, settings: dict[str, Any], device: str | None = None) -> Model:
+    """The model that the placement flags ask for."""
+    from dsv3.loading import load
+
+    return load(
+        settings["model"],
+        backend=settings["backend"],
+        device=device or settings["device"],
+        dtype=settings["dtype"],
+        quant=settings["quant"],
+        kv_dtype=settings["kv_dtype"],
+        pins=pins_of(arguments.kernel),
+        strict=settings["strict"],
+        emulate=arguments.emulate or False,
+        threads=settings["threads"],
+    )
+
+
+def pins_of(texts: Sequence[str]) -> dict[str, str]:
+    """["op=backend.kernel"] as a mapping."""
+    pins: dict[str, str] = {}
+    for text in texts:
+        op, equals, kernel = text.partition("=")
+        if not equals or not op or "." not in kernel:
+            raise UsageError(f"--kernel {text!r} is not OP=BACKEND.KERNEL")
+        pins[op] = kernel
+    return pins
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text as aligned columns; the last is not padded."""
+    widths = [max((len(row[i]) for row in rows), default=0) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths[:-1], strict=True)]
+        lines.append("  ".join([*cells, row[-1]]).rstrip())
+    return "\n".join(lines)

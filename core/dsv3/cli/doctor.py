@@ -1,0 +1,63 @@
+"""`dsv3 doctor`: versions, devices, plugins, settings and where each came from."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+from typing import Any
+
+from dsv3 import __version__
+from dsv3.cli import probe
+from dsv3.cli.common import table
+from dsv3.resources import resources
+from dsv3.settings import config_path, resolve
+
+_PACKAGES = ("torch", "triton", "numpy", "safetensors", "tokenizers", "stevedore", "onnx", "torch-npu")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    found = gather(arguments)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    print(table([(name, value) for name, value in found["versions"].items()]))
+    print("\nsettings")
+    print(table([(f"  {s['name']}", str(s["value"]), s["source"]) for s in found["settings"]]))
+    print(f"  file: {found['config_file']}")
+    print("\nbackends")
+    rows = [(f"  {b['backend']}", b["state"], b["package"], b["detail"] or (b["device"] or {}).get("text", ""))
+            for b in found["backends"]]  # fmt: skip
+    print(table(rows or [("  none", "", "", "no entry points: install dsv3 with pip")]))
+    return 0
+
+
+def gather(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Everything as plain data."""
+    settings = [
+        {"name": name, "value": r.value, "source": r.source} for name, r in resolve(vars(arguments)).items()
+    ]
+    return {
+        "versions": _versions(),
+        "settings": settings,
+        "config_file": f"{config_path()} ({'read' if config_path().exists() else 'absent'})",
+        "backends": probe.gather(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {
+        "dsv3": __version__,
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} CPUs",
+        "shipped files": str(resources("configs")),
+    }
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

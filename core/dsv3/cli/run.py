@@ -1,0 +1,161 @@
+"""`dsv3 run`: text from a prompt, a file of prompts, or a conversation."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dsv3.cli.common import load_model, settings_of
+from dsv3.errors import Dsv3Error, UsageError
+
+if TYPE_CHECKING:
+    from dsv3.engine.model import Model
+    from dsv3.engine.sequence import Generation
+
+_SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "draft")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    settings = settings_of(arguments)
+    prompts = _prompts(arguments)
+    options = {name: settings[name] for name in _SAMPLING}
+    options |= {"stop": arguments.stop, "ignore_eos": arguments.ignore_eos}
+    model = load_model(arguments, settings)
+    placement = model.placement()
+    print(f"dsv3: {placement.summary}", file=sys.stderr)
+    for note in placement.notes:
+        print(f"dsv3: note: {note}", file=sys.stderr)
+    if arguments.interactive:
+        return _converse(model, options)
+    assert prompts is not None
+    if arguments.input_file is None and not arguments.json:
+        _stream(model, prompts[0], options)
+    else:
+        _batch(model, prompts, options, arguments.json)
+    return 0
+
+
+def _prompts(arguments: argparse.Namespace) -> list[str] | None:
+    """The prompts, read before anything is loaded; None for a conversation."""
+    given = [arguments.prompt is not None, arguments.interactive, arguments.input_file is not None]
+    if sum(given) > 1:
+        raise UsageError("give one of: a prompt, --interactive, --input-file")
+    if arguments.interactive:
+        return None
+    if arguments.prompt is not None:
+        return [arguments.prompt]
+    if arguments.input_file is not None:
+        try:
+            text = Path(arguments.input_file).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"--input-file {arguments.input_file}: {error}; name a text file in UTF-8") from error
+        if not text:
+            raise UsageError(f"--input-file {arguments.input_file} is empty; write a prompt per line")
+        # Only line feeds separate prompts: str.splitlines would also split at form feeds and the like.
+        return [line.strip() for line in text.removesuffix("\n").split("\n")]
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError('no prompt; try: dsv3 run "Once upon a time"')
+    return [sys.stdin.read().removesuffix("\n")]
+
+
+def _stream(model: Model, prompt: str, options: Mapping[str, Any]) -> None:
+    result = _show(model, prompt, options)
+    if result is not None:
+        print(_statistics(result.stats), file=sys.stderr)
+
+
+def _show(model: Model, prompt: Any, options: Mapping[str, Any]) -> Generation | None:
+    """Write the text as it appears, then a line end; the finished Generation."""
+    result = None
+    for piece, result in model.stream_events(prompt, **options):  # noqa: B007
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    print(flush=True)
+    return result
+
+
+def _batch(model: Model, prompts: list[str], options: Mapping[str, Any], as_json: bool) -> None:
+    results = model.generate(prompts, **options)
+    for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
+        if as_json:
+            fields = {"text": result.text, "ids": result.ids, "finish_reason": result.finish_reason, "stats": result.stats}
+            print(json.dumps({"prompt": prompt, **fields}, ensure_ascii=False))
+        else:
+            print(("\n" if number else "") + result.text)
+    total = {name: sum(r.stats[name] for r in results) for name in ("prompt_tokens", "new_tokens", "drafted", "accepted")}
+    seconds = max(r.stats["ttft_s"] + _decode_seconds(r.stats) for r in results)
+    total["ttft_s"] = min(r.stats["ttft_s"] for r in results)
+    total["prefill_tok_s"] = max(r.stats["prefill_tok_s"] for r in results)
+    total["decode_tok_s"] = total["new_tokens"] / seconds if seconds else 0.0
+    print(_statistics(total), file=sys.stderr)
+
+
+def _decode_seconds(stats: Mapping[str, float]) -> float:
+    return (stats["new_tokens"] - 1) / stats["decode_tok_s"] if stats["decode_tok_s"] else 0.0
+
+
+def _statistics(stats: Mapping[str, float]) -> str:
+    text = (
+        f"dsv3: {stats['prompt_tokens']:.0f} prompt tokens, time to first token {stats['ttft_s']:.3f} s; "
+        f"{stats['new_tokens']:.0f} new tokens, {stats['decode_tok_s']:.1f} tokens/s"
+    )
+    if stats["drafted"]:
+        share = stats["accepted"] / stats["drafted"]
+        text += f"; {stats['accepted']:.0f} of {stats['drafted']:.0f} drafts accepted ({share:.0%})"
+    return text
+
+
+def _converse(model: Model, options: Mapping[str, Any]) -> int:
+    """A conversation: Ctrl-C ends the reply, /exit or the end of input ends the program."""
+    model.chat_ids([{"role": "user", "content": ""}])  # a model without a template is refused before the first question
+    history: list[dict[str, str]] = []
+    print("dsv3: /clear forgets the conversation, /exit ends it, Ctrl-C ends a reply", file=sys.stderr)
+    while True:
+        line = _ask()
+        if line is None or line.strip() == "/exit":
+            return 0
+        text = line.strip()
+        if text == "/clear":
+            history.clear()
+            print("dsv3: forgotten", file=sys.stderr)
+        elif text.startswith("/"):
+            print(f"dsv3: {text.split()[0]} is no command; there are /clear and /exit", file=sys.stderr)
+        elif text:
+            _reply(model, history, text, options)
+
+
+def _ask() -> str | None:
+    """One line of input, None at its end; Ctrl-C here asks again."""
+    while True:
+        print(">>> ", end="", file=sys.stderr, flush=True)
+        try:
+            line = sys.stdin.readline()
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            continue
+        return line if line else None
+
+
+def _reply(model: Model, history: list[dict[str, str]], text: str, options: Mapping[str, Any]) -> None:
+    """Stream the answer to `text`; what was said of it stays in the history even if it was cut short."""
+    messages = [*history, {"role": "user", "content": text}]
+    said: list[str] = []
+    result = None
+    try:
+        for piece, result in model.stream_events(model.chat_ids(messages), **options):  # noqa: B007
+            said.append(piece)
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("\ndsv3: reply ended", file=sys.stderr)
+    except Dsv3Error as error:
+        print(f"error: {error}; /clear makes room", file=sys.stderr)
+        return
+    print(flush=True)
+    history[:] = [*messages, {"role": "assistant", "content": "".join(said)}]
+    if result is not None:
+        print(_statistics(result.stats), file=sys.stderr)

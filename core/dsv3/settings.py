@@ -1,0 +1,128 @@
+"""Settings in order: flag, `DSV3_*` variable, TOML file, default. The only place that reads the environment.
+
+An unknown variable or key is an error with the nearest match: a setting that is silently ignored is worse than none.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dsv3.errors import UsageError, nearest
+
+PREFIX = "DSV3_"
+# Read elsewhere or by the tests; not settings of a command.
+OTHER_VARIABLES = {"DSV3_CONFIG": "path of the TOML file", "DSV3_TEST_DATA": "folder of the tests' data"}
+_TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in _TRUE + _FALSE:
+        return text.lower() in _TRUE
+    raise ValueError(f"expected one of {', '.join(_TRUE + _FALSE[:-1])}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting's name, how text becomes its value, its default, and what it is for."""
+
+    name: str
+    convert: Callable[[str], Any]
+    default: Any
+    help: str
+
+
+SETTINGS: dict[str, Setting] = {
+    s.name: s
+    for s in (
+        Setting("model", str, "demo", "checkpoint folder; 'demo' is the bundled one"),
+        Setting("backend", str, "auto", "backend by name, or auto"),
+        Setting("device", str, None, "device as family:index, such as cuda:1"),
+        Setting("dtype", str, None, "of activations: float64, float32 or bfloat16 (default: the checkpoint's)"),
+        Setting("quant", str, None, "how linears and experts are kept (default: as stored)"),
+        Setting("kv_dtype", str, None, "of the latent cache (default: dtype)"),
+        Setting("strict", _flag, False, "a fallback to the reference is an error"),
+        Setting("threads", int, None, "CPU threads (default: torch's)"),
+        Setting("max_new_tokens", int, 200, "tokens to generate at most"),
+        Setting("temperature", float, 0.0, "0 is greedy"),
+        Setting("top_p", float, 1.0, "sample from the smallest set of tokens with this probability"),
+        Setting("seed", int, None, "of the sampling noise (default: random)"),
+        Setting("draft", str, None, "mtp: guess with the MTP module and verify; same text, fewer steps"),
+        Setting("debug", _flag, False, "show tracebacks"),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A setting's value, and where it came from."""
+
+    value: Any
+    source: str
+
+
+def config_path() -> Path:
+    """The TOML file: $DSV3_CONFIG, else dsv3/config.toml in the user's configuration folder."""
+    if path := os.environ.get("DSV3_CONFIG"):
+        return Path(path).expanduser()
+    root = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(root).expanduser() / "dsv3" / "config.toml"
+
+
+def resolve(flags: Mapping[str, Any]) -> dict[str, Resolved]:
+    """Every setting; flags that are None count as not given. UsageError for an unknown variable or key, or a bad value."""
+    variables = _variables()
+    path, table = config_path(), _file()
+    found: dict[str, Resolved] = {}
+    for name, setting in SETTINGS.items():
+        variable = PREFIX + name.upper()
+        if flags.get(name) is not None:
+            found[name] = Resolved(flags[name], "flag")
+        elif variable in variables:
+            found[name] = Resolved(_converted(setting, variables[variable], variable), variable)
+        elif name in table:
+            found[name] = Resolved(_typed(setting, table[name], path), str(path))
+        else:
+            found[name] = Resolved(setting.default, "default")
+    return found
+
+
+def _variables() -> dict[str, str]:
+    known = {PREFIX + name.upper() for name in SETTINGS} | OTHER_VARIABLES.keys()
+    present = {k: v for k, v in os.environ.items() if k.startswith(PREFIX)}
+    for name in present:
+        if name not in known:
+            raise UsageError(f"environment variable {name} is not a setting of dsv3{nearest(name, known)}; unset it")
+    return present
+
+
+def _file() -> dict[str, Any]:
+    path = config_path()
+    if not path.exists():
+        if "DSV3_CONFIG" in os.environ:
+            raise UsageError(f"DSV3_CONFIG names {path}, which does not exist; create it or unset the variable")
+        return {}
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}; correct the file or move it away") from error
+    for key in table:
+        if key not in SETTINGS:
+            raise UsageError(f"{path}: unknown key {key!r}{nearest(key, SETTINGS)}")
+    return table
+
+
+def _converted(setting: Setting, text: str, where: str) -> Any:
+    try:
+        return setting.convert(text)
+    except ValueError as error:
+        raise UsageError(f"{where}={text!r}: {error}; it sets {setting.name}: {setting.help}") from error
+
+
+def _typed(setting: Setting, value: Any, path: Path) -> Any:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return _converted(setting, text, f"{path}: {setting.name}")
