@@ -1,0 +1,38 @@
+"""Isolation: no test reads the user's settings, writes to the user's caches, or reaches for a network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+DATA = os.environ.get("DSV3_TEST_DATA")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    root = tmp_path_factory.mktemp("home")
+    for name in [n for n in os.environ if n.startswith("DSV3_") and n != "DSV3_TEST_DATA"]:
+        del os.environ[name]
+    os.environ["XDG_CONFIG_HOME"] = str(root / "config")
+    os.environ["XDG_CACHE_HOME"] = str(root / "cache")
+    os.environ["TRITON_CACHE_DIR"] = str(root / "triton")
+    os.environ["NUMBA_CACHE_DIR"] = str(root / "numba")
+    os.environ["HF_HOME"] = str(root / "hf")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of DSV3_TEST_DATA."""
+    if not DATA:
+        pytest.skip("DSV3_TEST_DATA is not set: it names the folder with the story checkpoint and the held-out texts")
+    return Path(DATA)
+
+
+@pytest.fixture(scope="session")
+def story(shared_data: Path) -> Path:
+    """The bf16 story checkpoint."""
+    return shared_data / "models" / "story"
