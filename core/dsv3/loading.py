@@ -78,18 +78,27 @@ def load(
     import torch
 
     from dsv3.dispatch.choose import choose
+    from dsv3.dispatch.registration import BadRegistration
 
     if threads is not None:
         torch.set_num_threads(threads)
-    source = choose(backend, device, "default" if emulate is True else emulate or None)
-    formats = _formats(config, source, dtype, quant, kv_dtype)
     name = folder.name if folder is not None and model != "demo" else model
-    if meta:
-        place = torch.device("meta")
-        return _build(config, source, formats, pins, strict, mtp, place, name, None)[0]
-    place = source.backend.torch_device(source.device)
-    built, weights, binding, paths = _build(config, source, formats, pins, strict, mtp, place, name, folder)
-    _fill(config, weights, plan, reader, place, source, binding, paths, checked, progress)
+    emulated = "default" if emulate is True else emulate or None
+    rejected: dict[str, str] = {}
+    while True:
+        source = choose(backend, device, emulated, rejected)
+        source.notes += [f"{name}: {reason}" for name, reason in rejected.items()]
+        formats = _formats(config, source, dtype, quant, kv_dtype)
+        place = torch.device("meta") if meta else source.backend.torch_device(source.device)
+        try:
+            built, weights, binding, paths = _build(config, source, formats, pins, strict, mtp, place, name, folder)
+            break
+        except BadRegistration as error:
+            if backend != "auto" or source.name == "reference":
+                raise
+            rejected[source.name] = str(error)
+    if not meta:
+        _fill(config, weights, plan, reader, place, source, binding, paths, checked, progress)
     return built
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from dsv3.dispatch.guard import CALL_LIMIT_S, guarded, root_cause
 from dsv3.dispatch.plugins import Plugin, discover, load_plugin
+from dsv3.dispatch.registration import registered_kernels
 from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.plugin import Backend, Capability, Device, Probe
 
@@ -56,16 +57,27 @@ def probe_backend(backend: Backend, origin: str, emulate: str | None = None) -> 
             answer = _failed("probe()", outcome.error, origin)
         elif not isinstance(answer, Probe) or (answer.state == "usable" and answer.capability is None):
             answer = Probe("error", detail=f"probe() of {origin} answered {answer!r}", remedy="return a complete Probe")
+        elif answer.state == "usable":
+            answer = _registered(backend, device, origin) or answer
         answers.append((device, answer))
     return answers
+
+
+def _registered(backend: Backend, device: Device, origin: str) -> Probe | None:
+    """A device is no use if the kernels for it are registered wrongly: None if they are right."""
+    try:
+        registered_kernels(backend, device)
+    except BackendUnavailable as error:
+        return Probe("error", detail=str(error), remedy=f"report it to the authors of {origin}")
+    return None
 
 
 def _failed(what: str, error: BaseException, origin: str) -> Probe:
     return Probe("error", detail=f"{root_cause(error)} ({what} of {origin})", remedy="report it to the plugin's authors")
 
 
-def choose(backend: str, device: str | None, emulate: str | None) -> Source:
-    """The backend by name ("auto": by rule) on a device ("family:index", None: its first usable one).
+def choose(backend: str, device: str | None, emulate: str | None, exclude: Collection[str] = ()) -> Source:
+    """The backend by name ("auto": by rule, without the excluded ones) on a device ("family:index", None: its first usable one).
 
     Raises BackendUnavailable, root cause first, or UsageError for a name that nothing bears.
     """
@@ -77,6 +89,8 @@ def choose(backend: str, device: str | None, emulate: str | None) -> Source:
     notes: list[str] = []
     usable: list[Source] = []
     for plugin in plugins:
+        if plugin.name in exclude:
+            continue
         if plugin.builtin or plugin.problem is None:
             for found, answer in probe_plugin(plugin):
                 if found and answer.state == "usable" and answer.capability and _matches(found, device):

@@ -16,11 +16,15 @@ from dsv3.plugin.needs import NEEDS, DType, _Bound
 _NUMERICS = ("exact", "f32", "tc14", "bf16-operand", "bf16-p")
 
 
+class BadRegistration(BackendUnavailable):
+    """A kernel that cannot be what its registration says: the backend is rejected, not only the kernel."""
+
+
 def registered_kernels(backend: Backend, device: Device) -> list[Kernel]:
     """The backend's kernels for the device, each checked; BackendUnavailable names the first mistake."""
     outcome = guarded(lambda: list(backend.kernels(device)), CALL_LIMIT_S * 5)
     if outcome.error is not None:
-        raise BackendUnavailable(f"{root_cause(outcome.error)} (listing the kernels of backend {backend.name!r})") from (
+        raise BadRegistration(f"{root_cause(outcome.error)} (listing the kernels of backend {backend.name!r})") from (
             outcome.error
         )
     kernels = outcome.value or []
@@ -31,7 +35,7 @@ def registered_kernels(backend: Backend, device: Device) -> list[Kernel]:
             mistake = "is registered twice"
         if mistake:
             where = f"{backend.name}.{getattr(kernel, 'name', kernel)!s}"
-            raise BackendUnavailable(f"bad registration in backend {backend.name!r}: kernel {where} {mistake}")
+            raise BadRegistration(f"bad registration in backend {backend.name!r}: kernel {where} {mistake}")
         seen.add((kernel.op, kernel.name))
     return kernels
 
@@ -73,7 +77,7 @@ def resolve(kernel: Kernel, backend: str) -> Callable[..., Any]:
     try:
         inspect.signature(function).bind(**dict.fromkeys(known.parameters))
     except TypeError as error:
-        raise BackendUnavailable(
+        raise BadRegistration(
             f"bad registration in backend {backend!r}: {kernel.target} does not take the arguments of {kernel.op}"
             f" ({error}); expected {known.signature}"
         ) from error
@@ -87,9 +91,9 @@ def load_target(target: str, what: str) -> Callable[..., Any]:
     module, _, attribute = target.partition(":")
     outcome = guarded(lambda: getattr(importlib.import_module(module), attribute), CALL_LIMIT_S * 30)
     if outcome.error is not None:
-        raise BackendUnavailable(f"{root_cause(outcome.error)} (target {target!r} of {what})") from outcome.error
+        raise BadRegistration(f"{root_cause(outcome.error)} (target {target!r} of {what})") from outcome.error
     if not callable(outcome.value):
-        raise BackendUnavailable(f"target {target!r} of {what} is not callable")
+        raise BadRegistration(f"target {target!r} of {what} is not callable")
     return outcome.value
 
 
