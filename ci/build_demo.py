@@ -2,8 +2,8 @@
 
     python ci/build_demo.py SOURCE_FOLDER [configs/demo]
 
-Linears and experts become FP8 with 128x128 blocks, by dsv3's own quantiser; embedding, head, norms, routers and eh_proj stay as they
-are; the MTP module's copies of embedding and head are left out.
+Linears and experts become FP8 with 128x128 blocks, by dsv3's own quantiser; embedding, head, norms, routers and
+eh_proj stay as they are; the MTP module's copies of embedding and head are left out.
 """
 
 from __future__ import annotations

@@ -12,9 +12,7 @@ from dsv3.plugin import BackendBase, Capability, Device, Kernel, Probe
 
 # What reads offsets or lengths on the host, and so cannot be part of a captured graph.
 _READS_ON_HOST = frozenset({"mla_prefill", "mla_decode", "fn_to_fnuz"})
-_DTYPES = frozenset(
-    {"float64", "float32", "bfloat16", "float16", "int8", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2"}
-)
+_DTYPES = frozenset({"float64", "float32", "bfloat16", "float16", "int8", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2"})
 
 
 class ReferenceBackend(BackendBase):

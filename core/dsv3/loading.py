@@ -45,7 +45,7 @@ def load(
     dtype: str | None = None,
     quant: Quant | None = None,
     kv_dtype: KvDType | None = None,
-    pins: Mapping[str, str] = {},  # noqa: B006  (never written to)
+    pins: Mapping[str, str] = {},
     strict: bool = False,
     mtp: bool = True,
     emulate: bool | str = False,
@@ -54,12 +54,13 @@ def load(
 ) -> Model:
     """Load a checkpoint and bind its operators to kernels.
 
-    model: a folder in Hugging Face's or DeepSeek's demo layout, "demo" for the bundled checkpoint, or a preset's name (only with
-    device "meta"). backend: a name, or "auto". device: "cpu", "cuda:1", "npu:0"; "meta" builds everything in shapes only.
-    dtype: of activations and unquantised weights ("float64", "float32", "bfloat16"; default: the checkpoint's). quant: how linears and
-    experts are kept; None as stored, an FP8 checkpoint as fp8-w8a8 where the device has FP8 units, else fp8-w8a16. kv_dtype: of the
-    latent cache (default: dtype). pins: operator -> "backend.kernel". strict: a fallback to the reference is an error. mtp: load the MTP
-    modules. emulate: True or an architecture's name. threads: torch's CPU threads. progress: None shows it on a terminal.
+    model: a folder in Hugging Face's or DeepSeek's demo layout, "demo" for the bundled checkpoint, or a preset's name
+    (only with device "meta"). backend: a name, or "auto". device: "cpu", "cuda:1", "npu:0"; "meta" builds everything
+    in shapes only. dtype: of activations and unquantised weights ("float64", "float32", "bfloat16"; default: the
+    checkpoint's). quant: how linears and experts are kept; None as stored, an FP8 checkpoint as fp8-w8a8 where the
+    device has FP8 units, else fp8-w8a16. kv_dtype: of the latent cache (default: dtype). pins: operator ->
+    "backend.kernel". strict: a fallback to the reference is an error. mtp: load the MTP modules. emulate: True or an
+    architecture's name. threads: torch's CPU threads. progress: None shows it on a terminal.
 
     Raises UsageError, BackendUnavailable, CheckpointError, UnsupportedModel.
     """
@@ -164,7 +165,9 @@ def _build(
     if strict and (fallbacks := placement.fallbacks()):
         reasons = {d.op: "; ".join(f"{k}: {r}" for k, r in d.rejected) for _, _, d in placement.decisions() if d.fallback}
         listed = "; ".join(f"{op} ({reasons[op]})" for op in fallbacks)
-        raise BackendUnavailable(f"strict: backend {source.name!r} leaves {len(fallbacks)} operators to the reference: {listed}")
+        raise BackendUnavailable(
+            f"strict: backend {source.name!r} leaves {len(fallbacks)} operators to the reference: {listed}"
+        )
     model = Model(config, graph, sample, placement, spec, source, place, torch_dtype)
     model.tokenizer = Tokenizer.from_folder(folder) if folder is not None else None
     return model, weights, binding, paths

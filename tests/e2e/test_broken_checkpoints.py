@@ -113,6 +113,12 @@ def linked_outside(folder: Path) -> None:
     (folder / SHARD).symlink_to(outside)
 
 
+def expert_twice(folder: Path) -> None:
+    name = "layers.1.ffn.experts.0.w1.weight"
+    expert = load_file(folder / "model0-mp2.safetensors")[name]
+    tensors(lambda t: t.update({name: expert}), "model1-mp2.safetensors")(folder)
+
+
 def many_layers(folder: Path) -> None:
     config(num_hidden_layers=10**9)(folder)
 
@@ -208,14 +214,7 @@ KINDS: dict[str, tuple[str, Break, tuple[str, ...]]] = {
         tensors(lambda t: t.update({"norm.weight": torch.ones(7)}), "model1-mp2.safetensors"),
         ("norm.weight", "[7]"),
     ),
-    "expert in two ranks": (
-        "demo",
-        lambda f: tensors(
-            lambda t: t.update({"layers.1.ffn.experts.0.w1.weight": load_file(f / "model0-mp2.safetensors")["layers.1.ffn.experts.0.w1.weight"]}),
-            "model1-mp2.safetensors",
-        )(f),
-        ("experts.0.w1",),
-    ),
+    "expert in two ranks": ("demo", expert_twice, ("experts.0.w1",)),
     "foreign name": ("demo", tensors(lambda t: t.update({"bogus": torch.ones(1)}), "model0-mp2.safetensors"), ("bogus",)),
     # config
     "no config": ("single", lambda f: (f / "config.json").unlink(), ("config.json",)),

@@ -31,15 +31,25 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "all-moe": ("v3", {**hf.V3, "first_k_dense_replace": 0}),
     "no-round-sizes": (
         "v3",
-        {**hf.V3, "hidden_size": 100, "intermediate_size": 150, "moe_intermediate_size": 37, "kv_lora_rank": 52,
-         "q_lora_rank": 44, "qk_nope_head_dim": 20, "qk_rope_head_dim": 12, "v_head_dim": 17, "vocab_size": 301},
-    ),  # fmt: skip
+        {
+            **hf.V3,
+            "hidden_size": 100,
+            "intermediate_size": 150,
+            "moe_intermediate_size": 37,
+            "kv_lora_rank": 52,
+            "q_lora_rank": 44,
+            "qk_nope_head_dim": 20,
+            "qk_rope_head_dim": 12,
+            "v_head_dim": 17,
+            "vocab_size": 301,
+        },
+    ),
     "two-shared": ("v3", {**hf.V3, "n_shared_experts": 2, "n_routed_experts": 12, "n_group": 3}),
     "every-expert": ("v3", {**hf.V3, "n_routed_experts": 8, "n_group": 2, "topk_group": 2, "num_experts_per_tok": 8}),
     "v2": ("v2", {**hf.V2, "topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}),
     "v2-lite": ("v2", {**hf.V2, "topk_method": "greedy", "q_lora_rank": None}),
     "v2-lite-ungrouped": ("v2", {**hf.V2, "topk_method": "greedy", "n_group": None, "topk_group": None}),
-}  # fmt: skip
+}
 
 
 def _ids(vocab: int, seed: int = 1) -> torch.Tensor:
@@ -109,9 +119,11 @@ def test_fp8_with_ragged_blocks_equals_the_dequantised_weights(tmp_path: Path) -
 
     hf.rewrite(tmp_path / "fp8", to_fp8, quantization_config=FP8)
     hf.rewrite(tmp_path / "real", round_trip)
-    other = type(model).from_pretrained(
-        tmp_path / "real", attn_implementation="eager", experts_implementation="eager", dtype=torch.float32
-    ).eval()
+    other = (
+        type(model)
+        .from_pretrained(tmp_path / "real", attn_implementation="eager", experts_implementation="eager", dtype=torch.float32)
+        .eval()
+    )
     ids = _ids(320)
     found = dsv3.load(str(tmp_path / "fp8"), dtype="float32")
     assert found.placement().quant == "fp8-w8a16"

@@ -1,4 +1,5 @@
-"""A broken plugin never breaks another backend, is explained by probe, and is an error with the root cause first when asked for."""
+"""A broken plugin never breaks another backend, is explained by probe, and is an error with the root cause first when
+asked for."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ BROKEN: dict[str, tuple[str, str]] = {
     "no_attribute": ("x = 1", "AttributeError"),
     "not_a_backend": ("backend = object()", "without name, version"),
     "misnamed": (good("someone_else"), "calls itself 'someone_else'"),
-    "probe_raises": (good("probe_raises", body="def probe(self, device):\n    raise OSError('no driver')"), "OSError: no driver"),
+    "probe_raises": (
+        good("probe_raises", body="def probe(self, device):\n    raise OSError('no driver')"),
+        "OSError: no driver",
+    ),
     "probe_exits": (good("probe_exits", body="def probe(self, device):\n    raise SystemExit(3)"), "SystemExit: 3"),
     "probe_lies": (good("probe_lies", body="def probe(self, device):\n    return True"), "answered True"),
     "probe_hangs": (
@@ -44,7 +48,10 @@ def _kernel(name: str, arguments: str) -> str:
 
 # Mistakes in what is registered show when the kernels are asked for: when the backend is chosen.
 MISREGISTERED: dict[str, tuple[str, str]] = {
-    "unknown_op": (_kernel("unknown_op", "'rms_nrom', 'k', 'math:sqrt'"), "unknown operator 'rms_nrom'; did you mean 'rms_norm'?"),
+    "unknown_op": (
+        _kernel("unknown_op", "'rms_nrom', 'k', 'math:sqrt'"),
+        "unknown operator 'rms_nrom'; did you mean 'rms_norm'?",
+    ),
     "arity": (_kernel("arity", "'rms_norm', 'k', 'json:dumps_nothing'"), "AttributeError"),
     "signature": (_kernel("signature", "'silu_mul', 'k', 'shutil:move'"), "does not take the arguments of silu_mul"),
     "no_module": (_kernel("no_module", "'silu_mul', 'k', 'no_such_module_x:f'"), "No module named 'no_such_module_x'"),
@@ -142,7 +149,11 @@ def test_a_plugin_cannot_take_a_built_in_name(install: Callable[..., None]) -> N
 
 
 def test_a_plugin_that_prints_does_not_reach_stdout(install: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:
-    install("loud", "print('hello from a plugin')\n" + good("loud", body="def probe(self, d):\n    print('probing')\n    return BackendBase"))
+    install(
+        "loud",
+        "print('hello from a plugin')\n"
+        + good("loud", body="def probe(self, d):\n    print('probing')\n    return BackendBase"),
+    )
     dsv3.probe()
     assert "hello" not in capsys.readouterr().out
 

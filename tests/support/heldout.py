@@ -11,8 +11,8 @@ WINDOW = 256
 
 
 def windows(data: Path, tokenizer: Any) -> list[list[int]]:
-    """Windows of 257 tokens (256 inputs, 256 targets): files in name order, documents stripped and encoded as [0] + ids + [1], all
-    joined, consecutive windows starting at multiples of 256."""
+    """Windows of 257 tokens (256 inputs, 256 targets): files in name order, documents stripped and encoded as [0] +
+    ids + [1], all joined, consecutive windows starting at multiples of 256."""
     stream: list[int] = []
     for path in sorted((data / "data" / "heldout").glob("*.txt")):
         for document in path.read_text(encoding="utf-8").split("<|endoftext|>"):

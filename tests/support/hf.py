@@ -28,7 +28,12 @@ SMALL: dict[str, Any] = {
     "first_k_dense_replace": 1, "max_position_embeddings": 512, "initializer_range": 0.1,
 }  # fmt: skip
 V3 = {**SMALL, "n_group": 4, "topk_group": 2, "rope_parameters": YARN, "num_mtp_layers": 0}
-V2 = {**SMALL, "n_shared_experts": 2, "routed_scaling_factor": 1.5, "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707}}
+V2 = {
+    **SMALL,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
+    "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+}
 
 
 def random_model(family: str, fields: dict[str, Any], seed: int = 0, bias: float = -3.0) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 GROUP = "dsv3.backends.v1"
-GOOD = '''
+GOOD = """
 from dsv3.plugin import *
 
 class Made(BackendBase):
@@ -20,7 +20,7 @@ class Made(BackendBase):
     {body}
 
 backend = Made()
-'''
+"""
 
 
 def good(name: str, family: str = "cpu", body: str = "") -> str:

@@ -44,7 +44,8 @@ def model_folder(model: str, meta: bool) -> Path | None:
 
 
 def folder_config(folder: Path) -> ModelConfig:
-    """The configuration of a checkpoint: config.json in Hugging Face's or the demo's form, or a lone config_*.json of the demo."""
+    """The configuration of a checkpoint: config.json in Hugging Face's or the demo's form, or a lone config_*.json of
+    the demo."""
     path = folder / "config.json"
     if not path.exists():
         demos = [p for p in sorted(folder.glob("config*.json")) if is_demo(read_json(p))]

@@ -1,4 +1,5 @@
-"""What a checkpoint folder holds: every tensor under its Hugging Face name, from one file, from shards, or from the demo's ranks."""
+"""What a checkpoint folder holds: every tensor under its Hugging Face name, from one file, from shards, or from the
+demo's ranks."""
 
 from __future__ import annotations
 
@@ -125,7 +126,9 @@ def _sharded(folder: Path) -> dict[str, Entry]:
         if name not in entries:
             raise fault(shard, name, f"the tensor, as {INDEX} lists it", "none", "download the shard again")
         if entries[name].file.name != shard:
-            raise fault(shard, name, f"the tensor, as {INDEX} lists it", f"it in {entries[name].file.name}", "download it again")
+            raise fault(
+                shard, name, f"the tensor, as {INDEX} lists it", f"it in {entries[name].file.name}", "download it again"
+            )
     _check_total(index, entries)
     return entries
 
@@ -141,7 +144,9 @@ def _check_total(index: dict[str, Any], entries: dict[str, Entry]) -> None:
 def _demo(folder: Path, ranks: list[tuple[tuple[int, int], Path]]) -> dict[str, Entry]:
     sizes = {size for (_, size), _ in ranks}
     if len(sizes) != 1:
-        raise fault(folder, "", "files of one model-parallel size", f"sizes {sorted(sizes)}", "keep the files of one conversion")
+        raise fault(
+            folder, "", "files of one model-parallel size", f"sizes {sorted(sizes)}", "keep the files of one conversion"
+        )
     size = sizes.pop()
     missing = sorted(set(range(size)) - {rank for (rank, _), _ in ranks})
     if missing:

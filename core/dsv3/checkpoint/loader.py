@@ -34,8 +34,8 @@ def load_weights(
 ) -> None:
     """Fill the tree of meta tensors.
 
-    prepare(path, weight) is called once for every complete weight and returns what the tree shall hold. checked: the contents were
-    checked already.
+    prepare(path, weight) is called once for every complete weight and returns what the tree shall hold. checked: the
+    contents were checked already.
     """
     slots = {path: (owner, name) for path, owner, name, _ in walk(weights)}
     pending = Counter(item.expected.into for item in plan.items)

@@ -1,4 +1,5 @@
-"""Progress of long work on stderr: a bar on a terminal, a plain line every few seconds elsewhere, nothing if asked to be quiet."""
+"""Progress of long work on stderr: a bar on a terminal, a plain line every few seconds elsewhere, nothing if asked to
+be quiet."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Does a checkpoint hold what its configuration says? Every expected tensor is assigned exactly once, before any data is read."""
+"""Does a checkpoint hold what its configuration says? Every expected tensor is assigned exactly once, before any data
+is read."""
 
 from __future__ import annotations
 

@@ -37,9 +37,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def gather(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything as plain data."""
-    settings = [
-        {"name": name, "value": r.value, "source": r.source} for name, r in resolve(vars(arguments)).items()
-    ]
+    settings = [{"name": name, "value": r.value, "source": r.source} for name, r in resolve(vars(arguments)).items()]
     return {
         "versions": _versions(),
         "settings": settings,

@@ -77,7 +77,8 @@ def _failed(what: str, error: BaseException, origin: str) -> Probe:
 
 
 def choose(backend: str, device: str | None, emulate: str | None, exclude: Collection[str] = ()) -> Source:
-    """The backend by name ("auto": by rule, without the excluded ones) on a device ("family:index", None: its first usable one).
+    """The backend by name ("auto": by rule, without the excluded ones) on a device ("family:index", None: its first
+    usable one).
 
     Raises BackendUnavailable, root cause first, or UsageError for a name that nothing bears.
     """

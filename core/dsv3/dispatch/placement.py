@@ -1,5 +1,5 @@
-"""Placement: every decision with every rejected candidate and its reason. The line at start, `dsv3 explain`, errors and JSON all
-come from it."""
+"""Placement: every decision with every rejected candidate and its reason. The line at start, `dsv3 explain`, errors
+and JSON all come from it."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def load_plugin(plugin: Plugin) -> Plugin:
             remedy=f"repair or uninstall {plugin.dist}",
         )
         return plugin
-    backend = outcome.value
+    backend: Any = outcome.value
     missing = [name for name in _REQUIRED if not hasattr(backend, name)]
     if missing:
         detail = f"{plugin.value} of {plugin.source} is {type(backend).__name__}, without {', '.join(missing)}"
@@ -123,7 +123,7 @@ def load_plugin(plugin: Plugin) -> Plugin:
 def _import(plugin: Plugin) -> Any:
     from stevedore import driver
 
-    class Driver(driver.DriverManager):  # type: ignore[misc]
+    class Driver(driver.DriverManager[Any]):
         def list_entry_points(self) -> list[Any]:
             return [plugin.entry_point]
 

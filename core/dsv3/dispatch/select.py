@@ -104,9 +104,9 @@ def _edges(kernel: Kernel, example: Example) -> set[int]:
         edges |= {1 << n for n in range(14)}
     for need in kernel.needs:
         dim, value = getattr(need, "dim", None), getattr(need, "value", None)
-        slope = example.slope.get(dim, 0) if isinstance(dim, str) else 0
-        if not slope or not isinstance(value, int):
+        if not isinstance(dim, str) or not isinstance(value, int) or not example.slope.get(dim):
             continue
+        slope = example.slope[dim]
         kind = type(need).__name__
         last = (value - example.base[dim]) // slope if kind == "AtMost" else (value - 1 - example.base[dim]) // slope
         if kind in ("AtMost", "AtLeast"):

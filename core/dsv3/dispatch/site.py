@@ -1,8 +1,9 @@
 """Call sites: where the graph calls an operator, and what it was seen to call it with.
 
-A `Site` is a list with one callable per token bucket, so that a call costs a list index and a call: `site[bucket](x=x, ...)`. The
-graph is run twice on meta tensors, with 1 and with 2 tokens, while every site records its arguments. Shapes, dtypes and weights
-of all calls are then known from the graph itself, and sizes at any number of tokens by extrapolation.
+A `Site` is a list with one callable per token bucket, so that a call costs a list index and a call:
+`site[bucket](x=x, ...)`. The graph is run twice on meta tensors, with 1 and with 2 tokens, while every site records
+its arguments. Shapes, dtypes and weights of all calls are then known from the graph itself, and sizes at any number
+of tokens by extrapolation.
 """
 
 from __future__ import annotations

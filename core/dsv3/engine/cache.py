@@ -57,7 +57,9 @@ class BatchCache:
     def step(self, runs: Sequence[Run], bucket: int, absorbed: bool, start: int = 0) -> Step:
         """The metadata of one step over these runs, in order."""
         size = self.page_size
-        ids, positions, slots, lengths, cu_q, cu_k = [], [], [], [], [0], [0]
+        ids: list[int] = []
+        positions: list[int] = []
+        slots, lengths, cu_q, cu_k = [], [], [0], [0]
         for run in runs:
             pages, stop = self.pages[run.row], run.position + len(run.ids)
             ids += run.ids

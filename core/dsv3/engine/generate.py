@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence as Many
+from collections.abc import Iterator
+from collections.abc import Sequence as Many
 from typing import TYPE_CHECKING
 
 import torch
@@ -100,14 +101,13 @@ class _Batch:
         logits = self.model.head(hidden[torch.tensor(flat, device=hidden.device)])
         return dict(zip(flat, self.model.sample(logits, owners, positions), strict=True))
 
-    def _draft(
-        self, runs: list[Run], owners: list[Sequence], hidden: Tensor, kept: dict[int, int], absorbed: bool
-    ) -> None:
+    def _draft(self, runs: list[Run], owners: list[Sequence], hidden: Tensor, kept: dict[int, int], absorbed: bool) -> None:
         """Feed the MTP module every token that was accepted, and let it guess the next.
 
         Its row for a token takes the hidden state of the position before, and its entry lives at the token's own position.
         """
-        mtp_runs, picked, ends = [], [], []
+        mtp_runs, ends = [], []
+        picked: list[int] = []
         for run, s, end in zip(runs, owners, _bounds(runs), strict=True):
             first = end - len(run.ids)
             known = s.length - 1 - run.position  # rows whose next token is known
@@ -141,4 +141,4 @@ def _bounds(runs: Many[Run]) -> list[int]:
     return ends
 
 
-__all__ = ["BatchCache", "MAX_BATCH", "PREFILL_TOKENS", "generate"]
+__all__ = ["MAX_BATCH", "PREFILL_TOKENS", "BatchCache", "generate"]

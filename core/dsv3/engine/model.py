@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Mapping, Sequence as Many
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Many
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -98,8 +99,9 @@ class Model:
         ignore_eos: bool = False,
         draft: Literal["mtp"] | None = None,
     ) -> Any:
-        """Continue prompts. A str (encoded with BOS) or a list of ids (taken as they are) gives a Generation; a list of either a
-        list of them, in order. draft "mtp": guess with the MTP module and verify; the tokens are the same, in fewer steps."""
+        """Continue prompts. A str (encoded with BOS) or a list of ids (taken as they are) gives a Generation; a list
+        of either a list of them, in order. draft "mtp": guess with the MTP module and verify; the tokens are the
+        same, in fewer steps."""
         single = isinstance(prompts, str | Tensor) or (len(prompts) > 0 and _is_id(prompts[0]))
         many = [prompts] if single else list(prompts)
         sampling = _sampling(max_new_tokens, temperature, top_p, stop, ignore_eos)
@@ -156,7 +158,8 @@ class Model:
         return self._graph.forward(step, cache.layers)
 
     def mtp_forward(self, cache: BatchCache, runs: Many[Run], states: Tensor, absorbed: bool) -> Tensor:
-        """Hidden states [T, H] of the first MTP module; runs hold the tokens after those of `states`, at their own positions."""
+        """Hidden states [T, H] of the first MTP module; runs hold the tokens after those of `states`, at their own
+        positions."""
         step = cache.step(runs, self._bucket(runs), absorbed, start=1)
         return self._graph.mtp_forward(step, states, cache.layers)
 
@@ -168,7 +171,9 @@ class Model:
         """One token per row, for the sequence that owns it, at the position it will have."""
         rows = torch.isnan(logits).any(dim=-1)
         if bool(rows.any()):
-            raise RuntimeError("the model produced NaN logits; run with --backend reference to see whether a kernel is at fault")
+            raise RuntimeError(
+                "the model produced NaN logits; run with --backend reference to see whether a kernel is at fault"
+            )
         temperatures = [s.sampling.temperature for s in owners]
         top_ps = [s.sampling.top_p if s.sampling.temperature > 0 else 1.0 for s in owners]
         device = logits.device

@@ -25,8 +25,8 @@ class Sampling:
 
 @dataclass
 class Generation:
-    """What came of a prompt. ids: new tokens without eos. stats: prompt_tokens, new_tokens, ttft_s (seconds to the first token),
-    prefill_tok_s, decode_tok_s, steps, drafted, accepted."""
+    """What came of a prompt. ids: new tokens without eos. stats: prompt_tokens, new_tokens, ttft_s (seconds to the
+    first token), prefill_tok_s, decode_tok_s, steps, drafted, accepted."""
 
     text: str
     ids: list[int]

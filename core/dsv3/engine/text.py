@@ -71,8 +71,9 @@ class Tokenizer:
         return str(self._inner.decode([int(i) for i in ids], skip_special_tokens=True))
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt that a conversation becomes, ready for the assistant's turn; it holds BOS. UsageError for messages that are
-        not {"role", "content"}, or where the model has neither a template nor DeepSeek's markers."""
+        """The prompt that a conversation becomes, ready for the assistant's turn; it holds BOS. UsageError for
+        messages that are not {"role", "content"}, or where the model has neither a template nor DeepSeek's
+        markers."""
         for message in messages:
             if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
                 raise UsageError(f'a chat message is {message!r}; expected {{"role": ..., "content": ...}}')

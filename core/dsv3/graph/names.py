@@ -29,8 +29,8 @@ class Expected:
 
 
 def expected_tensors(c: ModelConfig) -> Iterator[Expected]:
-    """Every tensor of the model, MTP modules included. Lazy: a wrong configuration fails at its first missing tensor, however many
-    layers it claims."""
+    """Every tensor of the model, MTP modules included. Lazy: a wrong configuration fails at its first missing tensor,
+    however many layers it claims."""
     h, v = c.hidden_size, c.vocab_size
     yield Expected("model.embed_tokens.weight", (v, h), "plain", "embed")
     yield Expected("model.norm.weight", (h,), "plain", "norm")

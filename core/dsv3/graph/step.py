@@ -11,10 +11,10 @@ from torch import Tensor
 class Step:
     """Index tensors are int32 on the device; sizes are host integers.
 
-    ids, positions, slots [T]; block_table [S, maxp]; seq_lens [S] cached tokens per sequence, this step's included, counting the
-    `start` empty slots before the first; cu_q [S+1] bounds of the sequences in the batch; cu_k [S+1] bounds of their cached rows;
-    max_q, max_k, total_k; bucket: which of the bound kernels to use; absorbed: attend over the latent cache itself (few queries)
-    instead of expanded keys and values (many).
+    ids, positions, slots [T]; block_table [S, maxp]; seq_lens [S] cached tokens per sequence, this step's included,
+    counting the `start` empty slots before the first; cu_q [S+1] bounds of the sequences in the batch; cu_k [S+1]
+    bounds of their cached rows; max_q, max_k, total_k; bucket: which of the bound kernels to use; absorbed: attend
+    over the latent cache itself (few queries) instead of expanded keys and values (many).
     """
 
     ids: Tensor

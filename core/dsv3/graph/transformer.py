@@ -28,9 +28,7 @@ class Mtp:
 
     def __call__(self, embedding: Tensor, hidden: Tensor, step: Step, cache: LatentCache, cos_sin: Tensor) -> Tensor:
         b, w = step.bucket, self.w
-        z = self.combine[b](
-            embedding=embedding, hidden=hidden, enorm=w.enorm, hnorm=w.hnorm, eh_proj=w.eh_proj, eps=self.eps
-        )
+        z = self.combine[b](embedding=embedding, hidden=hidden, enorm=w.enorm, hnorm=w.hnorm, eh_proj=w.eh_proj, eps=self.eps)
         x, residual = self.block(None, z, step, cache, cos_sin)
         return self.norm[b](x=x, residual=residual, weight=w.norm, eps=self.eps)[0]
 

@@ -44,10 +44,11 @@ def mla_prefill(
 ) -> tuple[Tensor, Tensor]:
     """Attention of packed sequences over expanded keys and values.
 
-    q [Tq, Nh, Dn+P], k [Tk, Nh, Dn+P], v [Tk, Nh, Dv]; sequence s has queries cu_q[s] to cu_q[s+1] and keys cu_k[s] to cu_k[s+1];
-    max_q, max_k host integers -> o [Tq, Nh, Dv] in q.dtype, lse f32 [Nh, Tq], the natural logarithm over scaled scores. Causal
-    is aligned bottom right. A row without keys has o = 0, lse = -inf; rows past cu_q[S] are unspecified (here 0 and -inf).
-    This reference reads cu_q and cu_k on the host. Source: DeepSeek-V2 report, equations 9 to 19.
+    q [Tq, Nh, Dn+P], k [Tk, Nh, Dn+P], v [Tk, Nh, Dv]; sequence s has queries cu_q[s] to cu_q[s+1] and keys cu_k[s]
+    to cu_k[s+1]; max_q, max_k host integers -> o [Tq, Nh, Dv] in q.dtype, lse f32 [Nh, Tq], the natural logarithm
+    over scaled scores. Causal is aligned bottom right. A row without keys has o = 0, lse = -inf; rows past cu_q[S]
+    are unspecified (here 0 and -inf). This reference reads cu_q and cu_k on the host. Source: DeepSeek-V2 report,
+    equations 9 to 19.
     """
     work = work_dtype(q)
     o = torch.zeros(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype, device=q.device)
@@ -84,10 +85,10 @@ def mla_decode(
 ) -> tuple[Tensor, Tensor]:
     """Absorbed attention over the paged latent cache: all heads share one key [latent | rope] and one value, the latent.
 
-    q_c [T, Nh, R], q_pe [T, Nh, P], block_table [S, maxp], seq_lens [S] (this step's tokens included), cu_q [S+1] -> o [T, Nh, R] in
-    q_c.dtype, lse f32 [Nh, T]. Query j of the n of a sequence sees slots start <= slot < seq_len - n + j + 1. Cache slots past
-    seq_len and table entries past the last page are never read. This reference reads seq_lens, cu_q and the table on the host.
-    Source: DeepSeek-V2 report, appendix B (absorption), and 2.1.2.
+    q_c [T, Nh, R], q_pe [T, Nh, P], block_table [S, maxp], seq_lens [S] (this step's tokens included), cu_q [S+1] ->
+    o [T, Nh, R] in q_c.dtype, lse f32 [Nh, T]. Query j of the n of a sequence sees slots start <= slot < seq_len - n
+    + j + 1. Cache slots past seq_len and table entries past the last page are never read. This reference reads
+    seq_lens, cu_q and the table on the host. Source: DeepSeek-V2 report, appendix B (absorption), and 2.1.2.
     """
     work = work_dtype(q_c)
     o = torch.zeros_like(q_c)
@@ -150,9 +151,10 @@ def mla_prolog(
 ) -> tuple[Tensor, Tensor]:
     """Everything of absorbed attention before the attention itself.
 
-    x [T, H]; weights: q_a [Rq, H], q_a_norm [Rq] and q_b [Nh(Dn+P), Rq], or q [Nh(Dn+P), H]; kv_a [R+P, H], kv_a_norm [R], w_uk
-    [Nh, Dn, R] (may be a strided view) -> q_c [T, Nh, R], rotated q_pe [T, Nh, P]; writes the normalised latent and the rotated key
-    into the cache. eps is that of the two latent norms. Source: DeepSeek-V2 report, appendix B.
+    x [T, H]; weights: q_a [Rq, H], q_a_norm [Rq] and q_b [Nh(Dn+P), Rq], or q [Nh(Dn+P), H]; kv_a [R+P, H], kv_a_norm
+    [R], w_uk [Nh, Dn, R] (may be a strided view) -> q_c [T, Nh, R], rotated q_pe [T, Nh, P]; writes the normalised
+    latent and the rotated key into the cache. eps is that of the two latent norms. Source: DeepSeek-V2 report,
+    appendix B.
     """
     if "q_a" in weights:
         q_a = ops.quant_linear(x=x, w=weights["q_a"])

@@ -36,8 +36,9 @@ def _store(plane: Tensor, rows: Tensor, slots: Tensor) -> None:
 def kv_cache_write(ckv: Tensor, kpe: Tensor, slots: Tensor, cache: LatentCache) -> None:
     """Write latents and rotated keys of T tokens into the cache.
 
-    ckv [T, R] and kpe [T, P] (rows may be strided), slots [T]; -1 skips a token; only the named slots change; the same slot twice
-    is undefined. With an FP8 cache the latent is stored as act_quant(group 128, float32 scales) in the encoding of cache.ckv.
+    ckv [T, R] and kpe [T, P] (rows may be strided), slots [T]; -1 skips a token; only the named slots change; the
+    same slot twice is undefined. With an FP8 cache the latent is stored as act_quant(group 128, float32 scales) in
+    the encoding of cache.ckv.
     """
     if ckv.shape[0] == 0:
         return
@@ -63,9 +64,7 @@ def read_latent(cache: LatentCache, pages: Tensor, offsets: Tensor) -> tuple[Ten
     return (decode(codes, work) * scale).to(kpe.dtype), kpe
 
 
-@primitive(
-    "cache<pages,page_size,R,P> block_table[S,maxp]:int seq_lens[S]:int -> ckv[total,R]:kv kpe[total,P]:kv"
-)
+@primitive("cache<pages,page_size,R,P> block_table[S,maxp]:int seq_lens[S]:int -> ckv[total,R]:kv kpe[total,P]:kv")
 def kv_cache_gather(
     cache: LatentCache, block_table: Tensor, seq_lens: Tensor, total: int, start: int = 0
 ) -> tuple[Tensor, Tensor]:
@@ -92,8 +91,7 @@ def kv_cache_gather(
 
 
 @composite(
-    "q_pe[T,Nh,P] kpe[T,P] ckv[T,R] positions[T]:int cos_sin[L,P]:f32 slots[T]:int cache<pages,page_size,R,P>"
-    " -> q_pe'[T,Nh,P]",
+    "q_pe[T,Nh,P] kpe[T,P] ckv[T,R] positions[T]:int cos_sin[L,P]:f32 slots[T]:int cache<pages,page_size,R,P> -> q_pe'[T,Nh,P]",
     mutates=("cache",),
 )
 def rope_cache_write(
@@ -114,4 +112,3 @@ def rope_cache_write(
     key = ops.apply_rope(x=kpe.unsqueeze(1), positions=positions, cos_sin=cos_sin, interleaved=interleaved)
     ops.kv_cache_write(ckv=ckv, kpe=key.squeeze(1), slots=slots, cache=cache)
     return ops.apply_rope(x=q_pe, positions=positions, cos_sin=cos_sin, interleaved=interleaved)
-

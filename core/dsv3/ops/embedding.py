@@ -22,8 +22,8 @@ def mtp_combine(
 ) -> Tensor:
     """eh_proj([rms_norm(embedding, enorm) | rms_norm(hidden, hnorm)]): what an MTP block starts from.
 
-    embedding [T, H] of token i + 1, hidden [T, H] of position i after the final norm, eh_proj [H, 2H] -> [T, H]. The embedding comes
-    first, as in the released weights (the technical report's equation 21 writes it second).
+    embedding [T, H] of token i + 1, hidden [T, H] of position i after the final norm, eh_proj [H, 2H] -> [T, H]. The
+    embedding comes first, as in the released weights (the technical report's equation 21 writes it second).
     """
     width = hidden.shape[1]
     both = hidden.new_empty(hidden.shape[0], 2 * width)

@@ -84,8 +84,8 @@ def grouped_linear(ops: Any, x: Tensor, w: Prepared, offsets: Tensor) -> Tensor:
 def fused_experts(ops: Any, x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
     """y[t] = sum over j of weights[t, j] * expert ids[t, j] of x[t], expert(x) = W2 (silu(W1 x) * (W3 x)).
 
-    x [T, H], weights f32 [T, k], ids [T, k] local to this rank (-1: elsewhere, contributes nothing), w13 Prepared [E, 2I, H] gate
-    rows first, w2 Prepared [E, H, I] -> [T, H] in x.dtype.
+    x [T, H], weights f32 [T, k], ids [T, k] local to this rank (-1: elsewhere, contributes nothing), w13 Prepared [E,
+    2I, H] gate rows first, w2 Prepared [E, H, I] -> [T, H] in x.dtype.
     """
     perm, offsets = ops.moe_permute(ids=ids, n_experts=w13.shape[0])
     # perm // k as a table: torch's meta division would import its compiler, a second at start, where this is traced.

@@ -36,9 +36,7 @@ def bmm(x: Tensor, weight: Tensor) -> Tensor:
     return torch.bmm(x.transpose(0, 1), weight.to(x.dtype)).transpose(0, 1).contiguous()
 
 
-@composite(
-    "a[T,K]:f8 a_scale[T,ceil(K/128)]:f32 b[N,K]:f8 b_scale[ceil(N/128),ceil(K/128)]:f32 -> y[T,N]:dtype"
-)
+@composite("a[T,K]:f8 a_scale[T,ceil(K/128)]:f32 b[N,K]:f8 b_scale[ceil(N/128),ceil(K/128)]:f32 -> y[T,N]:dtype")
 def block_scaled_mm(ops: Any, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: str) -> Tensor:
     """FP8 product with 1x128 scales on the left and 128x128 scales on the right.
 
@@ -105,4 +103,3 @@ def router_gemm(x: Tensor, weight: Tensor) -> Tensor:
     """
     work = work_dtype(x)
     return torch.nn.functional.linear(x.to(work), weight.to(work))
-

@@ -15,7 +15,7 @@ FP8_MAX = {"float8_e4m3fn": 448.0, "float8_e4m3fnuz": 224.0, "float8_e5m2": 5734
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """"bfloat16" -> torch.bfloat16; OperatorError for a name that torch does not know."""
+    """ "bfloat16" -> torch.bfloat16; OperatorError for a name that torch does not know."""
     found = getattr(torch, name, None)
     if not isinstance(found, torch.dtype):
         known = [n for n in vars(torch) if isinstance(getattr(torch, n), torch.dtype)]

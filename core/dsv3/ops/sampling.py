@@ -40,9 +40,10 @@ def philox(token: Tensor, position: Tensor, seed: Tensor) -> Tensor:
 def gumbel_argmax(logits: Tensor, seeds: Tensor, positions: Tensor, temperature: Tensor) -> Tensor:
     """Sample one token per row.
 
-    logits [S, V], seeds i64 [S], positions [S], temperature [S] -> ids i32 [S]. Temperature 0: argmax, the lowest id on ties. Else
-    argmax(logits / temperature - log(-log u)), a draw from softmax(logits / temperature), with u = (w + 0.5) * 2^-32 in float64
-    and w the `philox` word of (seed, position, token id). Source: Gumbel 1954; Maddison et al. 2014.
+    logits [S, V], seeds i64 [S], positions [S], temperature [S] -> ids i32 [S]. Temperature 0: argmax, the lowest id
+    on ties. Else argmax(logits / temperature - log(-log u)), a draw from softmax(logits / temperature), with u = (w +
+    0.5) * 2^-32 in float64 and w the `philox` word of (seed, position, token id). Source: Gumbel 1954; Maddison et
+    al. 2014.
     """
     rows, vocab = logits.shape
     scores = logits.to(torch.float64)

@@ -2,10 +2,11 @@
 
     x[T,K] w{N,K} bias[N]:f32? cache<pages,page_size,R,P> -> y[T,N]
 
-`[..]` a tensor, `{..}` a `Prepared` weight (its logical shape), `<..>` a `LatentCache`, `:f32` a dtype class, `?` may be
-None, `weights.q_a` a member of a mapping. A dimension is a name, an integer, or `2*I`, `T*k`, `R+P`, `ceil(N/128)`; in outputs
-a name may also be an integer argument. Outputs have the dtype of the first activation unless marked: `:f32` (float64 for float64),
-`:F32` (always), `:i32`, `:i8`, `:fnuz`, `:dtype` (the argument `dtype` or `out_dtype`), `:kv` (that of cache.kpe).
+`[..]` a tensor, `{..}` a `Prepared` weight (its logical shape), `<..>` a `LatentCache`, `:f32` a dtype class, `?` may
+be None, `weights.q_a` a member of a mapping. A dimension is a name, an integer, or `2*I`, `T*k`, `R+P`,
+`ceil(N/128)`; in outputs a name may also be an integer argument. Outputs have the dtype of the first activation
+unless marked: `:f32` (float64 for float64), `:F32` (always), `:i32`, `:i8`, `:fnuz`, `:dtype` (the argument `dtype`
+or `out_dtype`), `:kv` (that of cache.kpe).
 """
 
 from __future__ import annotations
@@ -213,6 +214,4 @@ def _check_kind(op: str, term: Term, value: Any) -> None:
         raise OperatorError(f"{op}: {term.path} is {type(value).__name__}; expected a tensor {_expected(term, {})}")
     elif value.dtype not in DTYPES[term.dtype]:
         allowed = ", ".join(sorted(str(d).removeprefix("torch.") for d in DTYPES[term.dtype]))
-        raise OperatorError(
-            f"{op}: {term.path} is {str(value.dtype).removeprefix('torch.')}; expected one of {allowed}"
-        )
+        raise OperatorError(f"{op}: {term.path} is {str(value.dtype).removeprefix('torch.')}; expected one of {allowed}")

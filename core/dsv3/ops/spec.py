@@ -108,7 +108,7 @@ def _register(function: Callable[..., Any], line: str, mutates: tuple[str, ...],
         return call(*args, **kwargs)
 
     reference.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    del reference.__wrapped__  # type: ignore[attr-defined]
+    del reference.__wrapped__
     _REGISTRY[name] = OpSpec(
         name=name,
         since=1,

@@ -31,7 +31,7 @@ class _Choice:
         return f"{type(self).__name__}({', '.join(map(repr, self.allowed))})"
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self.allowed == other.allowed  # type: ignore[attr-defined]
+        return type(self) is type(other) and self.allowed == other.allowed
 
     def __hash__(self) -> int:
         return hash((type(self).__name__, self.allowed))

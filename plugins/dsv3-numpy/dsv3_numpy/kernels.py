@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from dsv3.plugin import Prepared
 from torch import Tensor
+
+from dsv3.plugin import Prepared
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 import torch
+from dsv3_numpy import TRANSPOSED, backend, kernels
+
 from dsv3 import ops
 from dsv3.plugin import Prepared
-
-from dsv3_numpy import TRANSPOSED, backend, kernels
 
 DEVICE = backend.devices()[0]
 

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# What a newcomer does: a fresh clone, a new environment, README's first command; then the wheel, from another folder.
+# Both must tell the same story.
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+unset DSV3_TEST_DATA
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+# README's first command, as it stands there.
+first=$(sed -n '/^```sh$/,/^```$/p' "$root/README.md" | sed -n '2p')
+echo "first command: $first"
+
+git clone -q "$root" "$work/clone"
+python3 -m venv "$work/one"
+(cd "$work/clone" && . "$work/one/bin/activate" && eval "$first" >"$work/one.out" 2> >(grep -v '^WARNING: Location' >&2))
+# pip prints to stdout too: the story is what follows its last line.
+sed -n '/^Successfully installed/,$p' "$work/one.out" | sed 1d >"$work/one.story"
+
+python3 -m venv "$work/two"
+(cd "$work/clone" && "$work/one/bin/pip" install -q build 2>/dev/null && "$work/one/bin/python" -m build -q --wheel -o "$work/dist" . 2>/dev/null)
+"$work/two/bin/pip" install -q "$work"/dist/*.whl 2> >(grep -v '^WARNING: Location' >&2)
+rm -rf "$work/clone"
+mkdir "$work/elsewhere"
+(cd "$work/elsewhere" && "$work/two/bin/dsv3" run "Once upon a time" >"$work/two.story")
+
+test -s "$work/one.story"
+cmp "$work/one.story" "$work/two.story"
+echo "the clone and the wheel ($(du -h "$work"/dist/*.whl | cut -f1)) tell the same story:"
+cat "$work/two.story"
