@@ -163,7 +163,7 @@ def mla_prolog(
         q = ops.quant_linear(x=x, w=weights["q"])
     w_uk = weights["w_uk"]
     nope, rank = w_uk.shape[1:]
-    q = q.view(x.shape[0], n_heads, -1)
+    q = q.view(x.shape[0], n_heads, q.shape[1] // n_heads)
     kv = ops.quant_linear(x=x, w=weights["kv_a"])
     latent = ops.rms_norm(x=kv[:, :rank], weight=weights["kv_a_norm"], eps=eps)
     q_pe = ops.rope_cache_write(

@@ -47,7 +47,7 @@ def moe_combine(y: Tensor, perm: Tensor, weights: Tensor) -> Tensor:
     present = torch.zeros(t * k + 1, dtype=torch.bool, device=y.device)
     present.index_fill_(0, place, True)
     w = torch.where(present[: t * k].view(t, k), weights, torch.zeros_like(weights)).to(work)
-    terms = rows[: t * k].view(t, k, -1)
+    terms = rows[: t * k].view(t, k, y.shape[1])
     total = torch.zeros(t, y.shape[1], dtype=work, device=y.device)
     for j in range(k):
         total += w[:, j, None] * terms[:, j]
