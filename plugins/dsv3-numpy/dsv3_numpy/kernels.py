@@ -17,8 +17,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def silu_mul(x: Tensor) -> Tensor:
     gate, up = np.split(x.numpy(), 2, axis=-1)
-    # sigmoid by tanh: exp(-gate) would overflow for large negative gates.
-    return torch.from_numpy(gate * (0.5 * (1.0 + np.tanh(0.5 * gate))).astype(np.float32) * up)
+    small = np.exp(-np.abs(gate))  # never overflows, whatever the sign
+    sigmoid = np.where(gate >= 0, 1.0, small) / (1.0 + small)
+    return torch.from_numpy(gate * sigmoid.astype(np.float32) * up)
 
 
 def router_gemm(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,0 +1,227 @@
+"""The command line as a person uses it: processes, streams, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import dsv3
+from dsv3.cli import main
+
+DSV3 = [sys.executable, "-m", "dsv3"]
+
+
+def run(*arguments: str, text: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*DSV3, *arguments], input=text, capture_output=True, text=True, env={**os.environ, **environment}, timeout=120
+    )
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    return code, *capsys.readouterr()
+
+
+def test_run_tells_the_story_of_the_library() -> None:
+    done = run("run", "Once upon a time", "--max-new-tokens", "20")
+    assert done.returncode == 0
+    assert done.stdout == dsv3.load("demo").generate("Once upon a time", max_new_tokens=20).text + "\n"
+    first, *_, last = done.stderr.strip().splitlines()
+    assert first.startswith("dsv3: demo on reference, cpu")
+    assert "time to first token" in last and "tokens/s" in last
+
+
+def test_the_prompt_may_come_on_stdin() -> None:
+    done = run("run", "--max-new-tokens", "5", text="Once upon a time\n")
+    assert done.stdout == run("run", "Once upon a time", "--max-new-tokens", "5").stdout != ""
+
+
+def test_no_prompt_on_a_terminal_is_a_usage_error() -> None:
+    parent, child = pty.openpty()
+    try:
+        done = subprocess.run([*DSV3, "run"], stdin=child, capture_output=True, text=True, timeout=60)
+    finally:
+        os.close(parent)
+        os.close(child)
+    assert done.returncode == 2 and "no prompt" in done.stderr
+
+
+def test_an_input_file_takes_any_number_of_prompts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = ["Once upon a time", "", "The little fox\x0c", "A boy"] * 10
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    code, out, _ = call(capsys, "run", "--input-file", str(tmp_path / "prompts.txt"), "--max-new-tokens", "3", "--json")
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert [r["prompt"] for r in rows] == [p.strip() for p in prompts]
+    wanted = dsv3.load("demo").generate([p.strip() for p in prompts[:4]], max_new_tokens=3)
+    assert [r["ids"] for r in rows[:4]] == [g.ids for g in wanted]
+    code, out, _ = call(capsys, "run", "--input-file", str(tmp_path / "prompts.txt"), "--max-new-tokens", "3")
+    assert out.startswith(wanted[0].text + "\n\n" + wanted[1].text + "\n")
+
+
+def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "run", "A", "--json", "--max-new-tokens", "4", "--draft", "mtp")
+    found = json.loads(out)
+    assert code == 0 and len(found["ids"]) == 4 and found["finish_reason"] == "length" and "ttft_s" in found["stats"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["rnu", "x"], 2, ["did you mean 'run'"]),
+        ([], 2, ["COMMAND"]),
+        (["run", "x", "--tempreature", "1"], 2, ["--tempreature"]),
+        (["run", "x", "--temperature", "hot"], 2, ["--temperature"]),
+        (["run", "x", "--temperature", "-1"], 2, ["temperature is -1.0"]),
+        (["run", "x", "--max-new-tokens", "-4"], 2, ["max_new_tokens is -4"]),
+        (["run", "x", "--interactive"], 2, ["give one of"]),
+        (["run", "--input-file", "/does/not/exist"], 2, ["/does/not/exist"]),
+        (["run", "x", "--dtype", "bf16"], 2, ["did you mean 'bfloat16'"]),
+        (["run", "x", "--quant", "fp8"], 2, ["fp8-w8a8"]),
+        (["run", "x", "--kv-dtype", "int8"], 2, ["kv_dtype"]),
+        (["run", "x", "--threads", "0"], 2, ["threads is 0"]),
+        (["run", "x", "--kernel", "rms_norm"], 2, ["OP=BACKEND.KERNEL"]),
+        (["run", "x", "--kernel", "rms_nrom=reference.torch"], 2, ["did you mean 'rms_norm'"]),
+        (["run", "x", "--kernel", "rms_norm=reference.tortch"], 3, ["it has torch"]),
+        (["run", "x", "--backend", "cuda"], 3, ["'cuda' is not installed", "reference"]),
+        (["run", "x", "--device", "cuda:7"], 3, ["cuda:7"]),
+        (["run", "x", "--device", "cuda:x"], 2, ["family:index"]),
+        (["run", "x", "--emulate"], 2, ["--backend"]),
+        (["run", "x", "--backend", "reference", "--emulate"], 3, ["does not emulate"]),
+        (["run", "x", "--model", "/no/such/folder"], 2, ["neither a folder nor one of demo"]),
+        (["run", "x", "--model", "671B"], 2, ["configuration without weights"]),
+        (["run", "x", "--model", "67B"], 2, ["did you mean '671B'"]),
+        (["run", "x", "--draft", "eagle"], 2, ["'eagle'"]),
+        (["explain", "mla_decod"], 2, ["did you mean 'mla_decode'"]),
+        (["explain", "moe", "--tokens", "0"], 2, ["--tokens is 0"]),
+    ],
+)
+def test_mistakes_end_in_one_error_with_its_exit_code(
+    arguments: list[str], code: int, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    found, out, err = call(capsys, *arguments)
+    assert found == code, err
+    assert out == "" and err.count("error: ") == 1 and "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_debug_shows_the_traceback() -> None:
+    done = run("run", "x", "--backend", "nope", "--debug")
+    assert "Traceback" in done.stderr and "BackendUnavailable" in done.stderr
+
+
+def test_settings_reach_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSV3_MAX_NEW_TOKENS", "3")
+    code, out, _ = call(capsys, "run", "A", "--json")
+    assert code == 0 and len(json.loads(out)["ids"]) == 3
+    monkeypatch.setenv("DSV3_MAX_NEW_TOKEN", "3")
+    assert call(capsys, "run", "A")[0] == 2
+    monkeypatch.delenv("DSV3_MAX_NEW_TOKEN")
+    rows = {s["name"]: s for s in json.loads(call(capsys, "doctor", "--json")[1])["settings"]}
+    assert (rows["max_new_tokens"]["value"], rows["max_new_tokens"]["source"]) == (3, "DSV3_MAX_NEW_TOKENS")
+
+
+def test_probe_doctor_and_explain_print(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "probe")
+    assert code == 0 and "reference" in out and "usable" in out and "dsv3 0." in out
+    code, out, _ = call(capsys, "doctor")
+    assert code == 0 and all(word in out for word in ("torch", "settings", "backends", "reference", "absent"))
+    code, out, _ = call(capsys, "explain")
+    assert code == 0 and all(word in out for word in ("mla_prolog", "parts(", "reference.torch"))
+    code, out, _ = call(capsys, "explain", "mla_decode", "--model", "671B", "--tokens", "4")
+    assert code == 0 and "reference.torch" in out and "62 sites" in out
+    code, out, _ = call(capsys, "explain", "act_quant")
+    assert code == 0 and "does not call act_quant on its own; kernels for it: reference.torch" in out
+    code, out, _ = call(capsys, "explain", "moe", "--json")
+    assert json.loads(out)["choices"][0]["parts"]["silu_mul"] == "reference.torch"
+
+
+def test_a_conversation_with_commands() -> None:
+    done = run("run", "--interactive", "--max-new-tokens", "4", text="Tell me\n/what\n/clear\nTell me\n\n/exit\nnot read\n")
+    assert done.returncode == 0
+    replies = done.stdout.splitlines()
+    assert len(replies) == 2 and replies[0] == replies[1]  # /clear forgot the first exchange
+    assert "/what is no command" in done.stderr and "forgotten" in done.stderr
+    kept = run("run", "--interactive", "--max-new-tokens", "4", text="Tell me\nTell me\n")
+    assert kept.returncode == 0
+    prompt_tokens = [int(line.split()[1]) for line in kept.stderr.replace(">>> ", "").splitlines() if "prompt tokens" in line]
+    assert prompt_tokens[1] > prompt_tokens[0]  # the history is in the prompt
+
+
+def test_ctrl_c_ends_the_reply_and_not_the_program() -> None:
+    process = subprocess.Popen(
+        [*DSV3, "run", "--interactive", "--max-new-tokens", "4000", "--ignore-eos"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdin and process.stdout and process.stderr
+    process.stdin.write("Tell me a long story\n")
+    process.stdin.flush()
+    assert process.stdout.read(5)  # it has begun to speak
+    process.send_signal(signal.SIGINT)
+    process.stdin.write("/exit\n")
+    process.stdin.flush()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "reply ended" in err
+
+
+def test_ctrl_c_ends_a_single_run_with_130() -> None:
+    process = subprocess.Popen(
+        [*DSV3, "run", "Once", "--max-new-tokens", "4000", "--ignore-eos"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout
+    process.stdout.read(5)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    process = subprocess.Popen(
+        [*DSV3, "run", "Once", "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout and process.stderr
+    process.stdout.read(3)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 141 and "Traceback" not in err and "Exception" not in err
+
+
+# -- start-up
+
+
+def _best_of(command: list[str], times: int = 5) -> float:
+    """Seconds of the fastest run: the machine's noise only adds."""
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        found.append(time.perf_counter() - start)
+    return min(found)
+
+
+@pytest.mark.parametrize("code", ["import dsv3", "import dsv3.plugin", "from dsv3.cli import main; main(['--help'])"])
+def test_nothing_heavy_is_imported(code: str) -> None:
+    heavy = ("torch", "numpy", "triton", "stevedore", "tokenizers", "rich", "dsv3_reference", "transformers", "jinja2")
+    check = f"{code}\nimport sys\nprint([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("command", [["-c", "import dsv3"], ["-m", "dsv3", "--help"]])
+def test_start_up_takes_under_150_ms(command: list[str]) -> None:
+    seconds, python = _best_of([sys.executable, *command]), _best_of([sys.executable, "-c", ""])
+    print(f"{' '.join(command)}: {seconds * 1000:.0f} ms, of which Python alone {python * 1000:.0f} ms")
+    assert seconds < 0.150
