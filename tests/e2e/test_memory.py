@@ -40,7 +40,7 @@ print(before, peak, anonymous(), model.weight_bytes, seconds)
 
 # About 1.5 GB in bf16: wide experts, so that tensors are many and none is most of it.
 BIG = {
-    **TINY, "vocab_size": 8192, "hidden_size": 2048, "intermediate_size": 4096, "moe_intermediate_size": 1024,
+    **TINY, "vocab_size": 9000, "hidden_size": 2048, "intermediate_size": 4096, "moe_intermediate_size": 1024,
     "num_hidden_layers": 4, "num_attention_heads": 16, "num_key_value_heads": 16, "q_lora_rank": 512, "kv_lora_rank":
     512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "n_routed_experts": 24,
     "num_nextn_predict_layers": 1,
