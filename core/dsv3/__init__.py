@@ -29,6 +29,8 @@ _LAZY = {
     "Placement": "dsv3.dispatch.placement",
 }
 
+_SUBMODULES = ("errors", "ops", "plugin")
+
 __all__ = [
     "BackendUnavailable",
     "CheckpointError",
@@ -45,10 +47,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module 'dsv3' has no attribute {name!r}")
     import importlib
 
+    if name in _SUBMODULES:
+        return importlib.import_module(f"dsv3.{name}")
+    if name not in _LAZY:
+        raise AttributeError(f"module 'dsv3' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)
     globals()[name] = value
     return value

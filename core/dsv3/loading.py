@@ -35,6 +35,7 @@ class _Formats:
     dtype: str
     quant: Quant
     kv_dtype: KvDType
+    mtp_quant: Quant
 
 
 def load(
@@ -89,7 +90,7 @@ def load(
     while True:
         source = choose(backend, device, emulated, rejected)
         source.notes += [f"{name}: {reason}" for name, reason in rejected.items()]
-        formats = _formats(config, source, dtype, quant, kv_dtype)
+        formats = _formats(config, source, dtype, quant, kv_dtype, plan)
         place = torch.device("meta") if meta else source.backend.torch_device(source.device)
         try:
             built, weights, binding, paths = _build(config, source, formats, pins, strict, mtp, place, name, folder)
@@ -113,13 +114,16 @@ def _check_words(dtype: str | None, quant: str | None, kv_dtype: str | None) -> 
             raise UsageError(f"{what} {value!r} is not one of {', '.join(known)}{nearest(str(value), known)}")
 
 
-def _formats(c: ModelConfig, source: Source, dtype: str | None, quant: Quant | None, kv: KvDType | None) -> _Formats:
+def _formats(
+    c: ModelConfig, source: Source, dtype: str | None, quant: Quant | None, kv: KvDType | None, plan: LoadPlan
+) -> _Formats:
+    """What was asked for, else what is stored. MTP modules that an FP8 checkpoint leaves in bf16 stay so."""
     chosen = dtype or c.torch_dtype
-    if quant is None:
-        quant = "none"
-        if c.quant_method == "fp8":
-            quant = "fp8-w8a8" if "fp8_mma" in source.capability.features else "fp8-w8a16"
-    return _Formats(chosen, quant, kv or chosen)  # type: ignore[arg-type]
+    stored: Quant = "none"
+    if c.quant_method == "fp8":
+        stored = "fp8-w8a8" if "fp8_mma" in source.capability.features else "fp8-w8a16"
+    mtp: Quant = "none" if plan.stored_real(c.num_hidden_layers) else stored
+    return _Formats(chosen, quant or stored, kv or chosen, quant or mtp)  # type: ignore[arg-type]
 
 
 def _build(
@@ -147,7 +151,7 @@ def _build(
     from dsv3.graph.yarn import cos_sin_table
 
     torch_dtype = getattr(torch, formats.dtype)
-    weights = meta_weights(config, torch_dtype, formats.quant, cos_sin_table(config, "meta"), mtp)
+    weights = meta_weights(config, torch_dtype, formats.quant, cos_sin_table(config, "meta"), mtp, formats.mtp_quant)
     paths = {id(value): path for path, _, _, value in walk(weights)}
     sites = Sites()
     graph = Transformer(config, weights, sites)
@@ -246,6 +250,7 @@ def _fill(
     """Stream the weights into the tree, each prepared in the layout that binding fixed."""
     from dsv3.checkpoint.loader import load_weights
     from dsv3.dispatch.choose import named
+    from dsv3.dispatch.guard import root_cause
     from dsv3.graph.weights import absorbed
     from dsv3.graph.yarn import cos_sin_table
 
@@ -259,7 +264,11 @@ def _fill(
         if layout is None:
             return weight
         owner = source.backend if layout.backend == source.name else named(layout.backend, None, None).backend
-        return owner.prepare(weight, layout.name, source.device)
+        try:
+            return owner.prepare(weight, layout.name, source.device)
+        except Exception as error:
+            what = f"preparing {path} {list(weight.shape)} {weight.quant} as {layout.name!r} by backend {layout.backend!r}"
+            raise BackendUnavailable(f"{root_cause(error)} ({what})") from error
 
     weights.cos_sin = cos_sin_table(config, place)
     load_weights(weights, plan, reader, place, prepare, checked, progress)

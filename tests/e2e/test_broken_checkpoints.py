@@ -19,6 +19,8 @@ from safetensors.torch import load_file, save_file
 
 import dsv3
 from dsv3.cli import main
+from dsv3.graph.weights import walk
+from dsv3.plugin import Prepared
 from tests.support.checkpoints import FP8, TINY, parse_file, poke, random_tensors, raw_file, write_demo, write_hf, write_index
 
 SINGLE = "model.safetensors"
@@ -330,3 +332,16 @@ def test_an_index_may_be_without_total(whole: dict[str, Path], tmp_path: Path) -
     shutil.copytree(whole["sharded"], folder)
     write_index(folder, json.loads((folder / INDEX).read_text())["weight_map"])
     assert dsv3.load(str(folder)).logits([0]).isfinite().all()
+
+
+def test_an_mtp_module_left_in_bf16_stays_so(tmp_path: Path) -> None:
+    """FP8 checkpoints sometimes leave it unquantised; nothing is quantised that nobody asked for."""
+    fp8, real = random_tensors(TINY, fp8=True), random_tensors(TINY)
+    mixed = {k: v for k, v in fp8.items() if not k.startswith("model.layers.2.")}
+    mixed |= {k: v for k, v in real.items() if k.startswith("model.layers.2.")}
+    model = dsv3.load(str(write_hf(tmp_path / "mixed", {**TINY, "quantization_config": FP8}, mixed)))
+    assert model.placement().quant == "fp8-w8a16"
+    kept = {path: w.quant for path, _, _, w in walk(model._graph.w) if isinstance(w, Prepared) and not path.endswith("kv_b")}
+    assert {q for p, q in kept.items() if p.startswith("layers.")} == {"fp8-w8a16"}
+    assert {q for p, q in kept.items() if p.startswith("mtp.")} == {"none"}
+    assert model.mtp_logits([0, 5, 9]).isfinite().all()

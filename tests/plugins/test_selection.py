@@ -275,3 +275,15 @@ def test_kernel_metadata_is_hashable_and_default() -> None:
     kernel = Kernel("rms_norm", "k", "m:f")
     assert (kernel.since, kernel.needs, kernel.priority, kernel.numerics, kernel.deterministic) == (1, (), 0, "f32", True)
     assert hash(Arch("a")) == hash(Arch("a")) and Arch("a") == Arch("a") != Arch("b") and Arch("a") != Feature("a")
+
+
+def test_an_accepts_function_that_fails_is_a_reason(make: Make) -> None:
+    make("Kernel('rms_norm', 'k', T + 'rms_any', accepts=T + 'refuse_wide')")  # rms_norm has no K
+    rejected = _load().placement().to_json()["ops"]["rms_norm"]["rejected"]
+    assert {"kernel": "acme.k", "reason": "its accepts function failed: KeyError: 'K'"} in rejected
+
+
+def test_a_failing_prepare_is_named(make: Make) -> None:
+    make("Kernel('quant_linear', 'turned', T + 'turned', layouts={'w': 'unheard_of'})")
+    with pytest.raises(dsv3.BackendUnavailable, match=r"cannot prepare layout 'unheard_of'.*preparing layers\.0\."):
+        _load()

@@ -20,7 +20,7 @@ from dsv3.quant import SCHEMES, canonical, quantize
 from dsv3.quant.fp8 import BLOCK, dequantize_block
 
 Prepare = Callable[[str, Prepared], Prepared]
-_SLICE = 1 << 20  # numbers converted at a time: bounds what a conversion holds beside the weights
+_SLICE = 1 << 17  # numbers converted at a time: bounds what a conversion, and the allocator after it, holds beside the weights
 
 
 def load_weights(

@@ -34,6 +34,10 @@ class LoadPlan:
     items: list[Item] = field(default_factory=list)
     copies: list[tuple[Entry, Entry]] = field(default_factory=list)
 
+    def stored_real(self, first_layer: int) -> bool:
+        """Whether some linear of the layers from `first_layer` on is stored unquantised."""
+        return any(i.scale is None and i.expected.kind == "linear" and i.expected.layer >= first_layer for i in self.items)
+
     @property
     def nbytes(self) -> int:
         """Bytes that loading reads."""
@@ -104,7 +108,9 @@ def _check_dtype(e: Expected, entry: Entry, entries: Mapping[str, Entry], c: Mod
     fp8 = e.kind == "linear" and c.quant_method == "fp8" and not (may_be_real and entry.dtype in _REAL)
     allowed = ("F8_E4M3",) if fp8 else ("F32",) if e.kind == "f32" else _REAL
     if entry.dtype not in allowed:
-        remedy = "correct quantization_config in config.json, or convert the checkpoint again"
+        remedy = "convert the checkpoint to a supported dtype"
+        if "F8_E4M3" in (entry.dtype, *allowed):
+            remedy = "correct quantization_config in config.json, or convert the checkpoint again"
         raise fault(entry.file, e.name, " or ".join(allowed), entry.dtype, remedy)
     if not fp8:
         if scale is not None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from dsv3.dispatch.choose import Source
+from dsv3.dispatch.guard import CALL_LIMIT_S, guarded, root_cause
 from dsv3.dispatch.registration import load_target, registered_kernels
 from dsv3.dispatch.site import Example
 from dsv3.ops import spec
@@ -71,9 +73,11 @@ class Catalogue:
             if found is not None and found not in capability.dtypes:
                 reasons.append(f"{activation} is {found}, which {self.source.device} does not have")
         if kernel.accepts and not reasons:
-            reason = self._accept(kernel)(call)
-            if reason is not None:
-                reasons.append(str(reason))
+            answer = guarded(functools.partial(self._accept(kernel), call), CALL_LIMIT_S)
+            if answer.error is not None:
+                reasons.append(f"its accepts function failed: {root_cause(answer.error)}")
+            elif answer.value is not None:
+                reasons.append(str(answer.value))
         return reasons
 
     def _accept(self, kernel: Kernel) -> Callable[[Call], str | None]:

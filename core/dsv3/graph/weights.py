@@ -75,8 +75,11 @@ class ModelWeights:
     mtp: list[MtpWeights] = field(default_factory=list)
 
 
-def meta_weights(c: ModelConfig, dtype: torch.dtype, quant: Quant, cos_sin: Tensor, mtp: bool = True) -> ModelWeights:
-    """The whole tree in shapes only. dtype: of activations and unquantised weights; quant: of linears and experts."""
+def meta_weights(
+    c: ModelConfig, dtype: torch.dtype, quant: Quant, cos_sin: Tensor, mtp: bool = True, mtp_quant: Quant | None = None
+) -> ModelWeights:
+    """The whole tree in shapes only. dtype: of activations and unquantised weights; quant: of linears and experts;
+    mtp_quant: of those in MTP modules, where it differs."""
     build = _Builder(c, dtype, quant)
     weights = ModelWeights(
         embed=build.plain(c.vocab_size, c.hidden_size),
@@ -86,6 +89,7 @@ def meta_weights(c: ModelConfig, dtype: torch.dtype, quant: Quant, cos_sin: Tens
         layers=[build.layer(i) for i in range(c.num_hidden_layers)],
     )
     if mtp:
+        build = _Builder(c, dtype, mtp_quant or quant)
         weights.mtp = [build.mtp(c.num_hidden_layers + k) for k in range(c.num_nextn_predict_layers)]
     return weights
 
@@ -99,7 +103,7 @@ class _Builder:
 
     def linear(self, *shape: int, quant: Quant | None = None) -> Prepared:
         quant = self.quant if quant is None else quant
-        fmt = "ue8m0" if self.c.scale_fmt == "ue8m0" and quant == "fp8-w8a8" else "float32"
+        fmt = self.c.scale_fmt if SCHEMES[quant].weights == "fp8" else "float32"
         return Prepared("canonical", quant, shape, canonical(quant, shape, self.dtype, "meta"), fmt)  # type: ignore[arg-type]
 
     def padded(self, width: int) -> int:
