@@ -167,6 +167,8 @@ class Binder:
             raise BackendUnavailable(
                 f"no kernel for {node.op}, not even the reference: " + "; ".join(f"{k}: {r}" for k, r in rejected)
             )
+        if spec(node.op).portable:
+            return self._take(found, node, "torch's own, on every device", rejected)
         return self._take(found, node, "fallback: no kernel of the backend is eligible", rejected, fallback=True)
 
     def _first(
@@ -193,7 +195,7 @@ class Binder:
             if (weight, want) in self._banned:
                 yield f"layout {want.name!r} of {path} cannot be read by every kernel that needs the weight"
             elif fixed != want:
-                yield f"{path} is already laid out as {fixed.name!r} for another call; this kernel wants {want.name!r}"
+                yield f"{path} is kept as {fixed.name!r}, which another call or the decomposition around it reads"
 
     def _take(
         self, found: Candidate, node: _Node, why: str, rejected: list[tuple[str, str]], fallback: bool = False

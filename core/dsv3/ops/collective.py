@@ -9,7 +9,7 @@ from torch import Tensor
 from dsv3.ops.spec import primitive
 
 
-@primitive("x[T,H] -> y[T,H]")
+@primitive("x[T,H] -> y[T,H]", portable=True)
 def all_reduce(x: Tensor, group: Any) -> Tensor:
     """Sum of x over the ranks of a torch.distributed group; x itself where the group is None or has one rank."""
     if group is None:

@@ -23,7 +23,8 @@ STEP_DIMS = frozenset({"S", "Tk", "L", "pages", "page_size", "slots", "maxp"})
 @dataclass(frozen=True)
 class OpSpec:
     """One operator of the contract. `reference` checks its arguments; `decompose` (composites only) calls other operators
-    through its first argument. `since` is the version of the specification."""
+    through its first argument. `since` is the version of the specification. `portable`: the reference is the real thing
+    on every device, so that using it is no fallback."""
 
     name: str
     since: int
@@ -36,6 +37,7 @@ class OpSpec:
     outputs: tuple[Term, ...]
     defaults: Mapping[str, Any]
     parameters: tuple[str, ...]
+    portable: bool = False
 
     def bind(self, arguments: Mapping[str, Any]) -> dict[str, int]:
         """Sizes of the dimensions of a call; OperatorError if the arguments do not fit."""
@@ -82,9 +84,11 @@ def names() -> list[str]:
     return list(_REGISTRY)
 
 
-def primitive(line: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def primitive(
+    line: str, mutates: tuple[str, ...] = (), portable: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated torch function as an operator's reference."""
-    return lambda function: _register(function, line, mutates, composite=False)
+    return lambda function: _register(function, line, mutates, composite=False, portable=portable)
 
 
 def composite(line: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -92,7 +96,9 @@ def composite(line: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..
     return lambda function: _register(function, line, mutates, composite=True)
 
 
-def _register(function: Callable[..., Any], line: str, mutates: tuple[str, ...], composite: bool) -> Callable[..., Any]:
+def _register(
+    function: Callable[..., Any], line: str, mutates: tuple[str, ...], composite: bool, portable: bool = False
+) -> Callable[..., Any]:
     name = function.__name__
     terms, outputs = parse_line(line)
     parameters = list(inspect.signature(function).parameters.values())[1 if composite else 0 :]
@@ -121,6 +127,7 @@ def _register(function: Callable[..., Any], line: str, mutates: tuple[str, ...],
         outputs=outputs,
         defaults=defaults,
         parameters=order,
+        portable=portable,
     )
     return reference
 
