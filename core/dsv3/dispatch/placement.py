@@ -58,7 +58,9 @@ class Placement:
         found = [d for _, _, d in self.decisions(op)]
         if any(d.fallback for d in found):
             return "fallback"
-        return "native" if any(d.kernel for d in found) else "composite"
+        if any(d.kernel and d.kernel.source.name == self.backend for d in found):
+            return "native"
+        return "composite" if any(d.parts for d in found) else "other"
 
     def __str__(self) -> str:
         rows = [("operator", "kernel", "tokens", "sites", "why")]
