@@ -14,7 +14,7 @@ from dsv3.checkpoint.reader import Reader, check_plan
 from dsv3.checkpoint.validate import LoadPlan, plan_load
 from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.graph.config import ModelConfig
-from dsv3.plugin import KvDType, Prepared, Quant
+from dsv3.plugin import CacheSpec, KvDType, Prepared, Quant
 
 if TYPE_CHECKING:
     import torch
@@ -161,7 +161,7 @@ def _build(
     spec = source.backend.cache_spec(source.device, formats.kv_dtype)
     for run in (0, 1):
         with sites.recording(run):
-            _trace(graph, config, formats, run + 1, sample)
+            _trace(graph, config, torch_dtype, spec, run + 1, sample)
     binding = Binder(chosen, reference, _pinned(pins, source, chosen, reference)).bind(sites)
     placement = Placement(
         source.name, source.device, binding, name, formats.dtype, formats.quant, spec.kv_dtype, list(source.notes)
@@ -177,15 +177,14 @@ def _build(
     return model, weights, binding, paths
 
 
-def _trace(graph: Transformer, c: ModelConfig, formats: _Formats, tokens: int, sample: Any) -> None:
+def _trace(graph: Transformer, c: ModelConfig, dtype: torch.dtype, spec: CacheSpec, tokens: int, sample: Any) -> None:
     """Run the graph on meta tensors once per path: expanded, absorbed, MTP, head and sampler."""
     import torch
 
     from dsv3.engine.cache import allocate_planes, meta_step
 
-    dtype = getattr(torch, formats.dtype)
     caches = [
-        allocate_planes(c, 1, 64, formats.kv_dtype, dtype, torch.device("meta"))
+        allocate_planes(c, 1, spec.page_size, spec.kv_dtype, dtype, torch.device("meta"))
         for _ in range(c.num_hidden_layers + len(graph.mtp))
     ]
     for absorbed in (False, True):

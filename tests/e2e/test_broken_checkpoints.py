@@ -230,7 +230,7 @@ KINDS: dict[str, tuple[str, Break, tuple[str, ...]]] = {
     "config disagrees on heads": ("single", config(num_attention_heads=4, num_key_value_heads=4), ("q_b_proj",)),
     "config disagrees on experts": ("single", config(n_routed_experts=12), ("gate",)),
     "config has more layers": ("single", config(num_hidden_layers=5), ("layers.3", "none")),
-    "config has a billion layers": ("single", many_layers, ("layers.3", "none")),
+    "config has a billion layers": ("single", many_layers, ("num_hidden_layers", "at most 1024")),
     "config without MTP": ("single", config(num_nextn_predict_layers=0), ("layers.2", "num_nextn_predict_layers")),
     "more experts than there are": ("single", config(num_experts_per_tok=9), ("num_experts_per_tok",)),
     "groups that do not divide": ("single", config(n_group=3), ("n_group",)),

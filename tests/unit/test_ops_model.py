@@ -373,3 +373,35 @@ def test_absorption_equals_expansion() -> None:
     table, lengths = torch.tensor([[0, 1]], dtype=torch.int32), torch.tensor([n], dtype=torch.int32)
     o, _ = ops.mla_decode(ops.bmm(q, w_uk), zero, cache, table, lengths, cu, n, n, 0.5)
     close(ops.bmm(o, w_uv), wanted)
+
+
+def test_attention_over_an_fp8_cache_reads_codes_times_scales_unrounded() -> None:
+    """Not the latents rounded to the dtype of the rotary keys."""
+    r, n = 160, 12
+    cache = _cache(3, 4, r, 4, torch.bfloat16, fp8=True)
+    ckv, kpe = randn(n, r, dtype=torch.bfloat16), randn(n, 4, seed=1, dtype=torch.bfloat16)
+    ops.kv_cache_write(ckv, kpe, torch.arange(n, dtype=torch.int32), cache)
+    codes, scale = ops.act_quant(ckv)
+    latent = codes.double() * scale.double().repeat_interleave(128, dim=-1)[:, :r]
+    q_c, q_pe = randn(1, 2, r, seed=2), randn(1, 2, 4, seed=3)
+    table, lengths = torch.tensor([[0, 1, 2]], dtype=torch.int32), torch.tensor([n], dtype=torch.int32)
+    o, lse = ops.mla_decode(q_c, q_pe, cache, table, lengths, torch.tensor([0, 1], dtype=torch.int32), 1, n, 0.1)
+    for h in range(2):
+        q = torch.cat((q_c[:, h], q_pe[:, h]), -1)
+        wanted = _attention(q, torch.cat((latent, kpe.double()), -1), latent, 0.1, True)
+        close(o[:, h], wanted[0])
+        close(lse[h], wanted[1])
+
+
+def test_nan_in_a_key_that_a_query_must_not_see_does_not_reach_it() -> None:
+    cache = _cache(1, 4, 4, 2)
+    ckv, kpe = randn(3, 4), randn(3, 2, seed=1)
+    ckv[2], kpe[2] = float("nan"), float("nan")
+    ops.kv_cache_write(ckv, kpe, torch.arange(3, dtype=torch.int32), cache)
+    table, lengths, cu = torch.tensor([[0]]), torch.tensor([3]), torch.tensor([0, 2])
+    o, lse = ops.mla_decode(randn(2, 1, 4), randn(2, 1, 2), cache, table, lengths, cu, 2, 3, 1.0)
+    assert o[0].isfinite().all() and lse[0, 0].isfinite() and o[1].isnan().all()
+    v = randn(3, 1, 2, seed=2)
+    v[2] = float("nan")
+    o, _ = ops.mla_prefill(randn(3, 1, 4), randn(3, 1, 4), v, torch.tensor([0, 3]), torch.tensor([0, 3]), 3, 3, 1.0)
+    assert o[:2].isfinite().all() and o[2].isnan().all()

@@ -83,9 +83,12 @@ def test_act_quant_edges() -> None:
     q, _ = ops.act_quant(x)
     assert q[0, :128].float().isnan().all()
     assert not q[0, 128:].float().isnan().any() and not q[1].float().isnan().any()
+    for quantise in (ops.act_quant, ops.quant_int8):
+        q, scale = quantise(torch.zeros(1, 4), amax_floor=0.0)
+        assert (q.float() == 0).all() and (scale == 0).all()
     q, scale = ops.act_quant(torch.full((1, 4), 3.0), scale_fmt="ue8m0")
     assert scale.item() == 2.0**-7  # 3 / 448 = 0.0067, up to 0.0078
-    for wrong in ({"dtype": "float16"}, {"scale_fmt": "e8"}, {"group": 0}, {"amax_floor": 0.0}):
+    for wrong in ({"dtype": "float16"}, {"scale_fmt": "e8"}, {"group": 0}, {"amax_floor": -1.0}):
         with pytest.raises(OperatorError):
             ops.act_quant(torch.ones(1, 4), **wrong)
 
@@ -127,6 +130,9 @@ def test_fn_to_fnuz_is_exact_over_all_codes_and_refuses_nan() -> None:
     converted, scale = ops.fn_to_fnuz(weight, torch.ones(1, 2))
     assert torch.equal(converted.float() * scale[0, 0], weight.float())
     assert (converted.view(torch.uint8) != 0x80).all()
+    for shape in ((254,), (2, 127), (1, 2, 127)):
+        turned, doubled = ops.fn_to_fnuz(weight.view(shape), torch.ones([1] * len(shape)))
+        assert turned.shape == shape and (doubled == 2).all()
     for code in (0x7F, 0xFF):
         bad = torch.tensor([[code]], dtype=torch.uint8).view(torch.float8_e4m3fn)
         with pytest.raises(OperatorError, match="1 NaN codes"):

@@ -7,7 +7,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -179,3 +181,25 @@ def test_a_models_own_template_is_used_in_a_sandbox(tmp_path: Path) -> None:
     assert hostile is not None
     with pytest.raises(dsv3.UsageError, match="unsafe"):
         hostile.render([{"role": "user", "content": "x"}])
+
+
+def test_streams_can_be_open_together_and_leave_no_mode_behind(model: dsv3.Model) -> None:
+    wanted = [model.generate(p, max_new_tokens=6).text for p in ("Once upon", "The king")]
+    first, second = (model.stream(p, max_new_tokens=6) for p in ("Once upon", "The king"))
+    pieces: list[list[str]] = [[next(first)], [next(second)]]
+    assert not torch.is_inference_mode_enabled()
+    pieces[0] += list(first)
+    pieces[1] += list(second)
+    assert ["".join(p) for p in pieces] == wanted
+    logits = model.logits([0, 5, 6])
+    logits.div_(2)  # an ordinary tensor
+    assert not logits.is_inference()
+
+
+def test_ids_may_be_numpys_or_torchs(model: dsv3.Model) -> None:
+    ids = model.tokenizer.encode("The king")
+    wanted = model.generate(ids, max_new_tokens=4).ids
+    for form in (np.array(ids), list(np.array(ids)), torch.tensor(ids), list(torch.tensor(ids)), tuple(ids)):
+        assert model.generate(form, max_new_tokens=4).ids == wanted
+    assert [g.ids for g in model.generate(torch.tensor([ids, ids]), max_new_tokens=4)] == [wanted, wanted]
+    assert torch.equal(model.logits(np.array(ids)), model.logits(ids))

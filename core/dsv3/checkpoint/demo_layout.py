@@ -54,14 +54,15 @@ def to_hf(name: str) -> str | None:
         hf = inner.get(part) or _TO_HF.get(part, part)
         mapped.append("head" if in_head and part == "head" else hf)
     prefix = "" if mapped[0] == "lm_head" else "model."
-    return prefix + ".".join([*mapped, leaf])
+    found = prefix + ".".join([*mapped, leaf])
+    return found if to_demo(found) == name else None  # another spelling, such as Hugging Face's own
 
 
 def to_demo(name: str) -> str:
     """The demo's name of a Hugging Face tensor."""
     *parts, leaf = name.removeprefix("model.").split(".")
     mapped = [_SCOPES.get(p) or (_MODULES[p][0] if p in _MODULES else p) for p in parts]
-    return ".".join([*mapped, _LEAVES[leaf]])
+    return ".".join([*mapped, _LEAVES.get(leaf, leaf)])
 
 
 def shard_axis(name: str) -> int | None:

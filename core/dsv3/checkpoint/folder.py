@@ -30,9 +30,12 @@ def model_folder(model: str, meta: bool) -> Path | None:
     """
     if model == DEMO:
         return resources("configs", "demo")
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
+    try:
+        path = Path(model).expanduser()
+        if path.is_dir():
+            return path.resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, a name too long, a NUL byte
+        raise UsageError(f"model {model!r}: {error}") from error
     if model in presets():
         if not meta:
             raise UsageError(f"{model!r} is a configuration without weights: add device='meta', or name a checkpoint's folder")
@@ -47,7 +50,7 @@ def folder_config(folder: Path) -> ModelConfig:
     """The configuration of a checkpoint: config.json in Hugging Face's or the demo's form, or a lone config_*.json of
     the demo."""
     path = folder / "config.json"
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         demos = [p for p in sorted(folder.glob("config*.json")) if is_demo(read_json(p))]
         if len(demos) != 1:
             raise CheckpointError(f"{folder}: no config.json; copy the model's configuration into the folder")

@@ -16,7 +16,7 @@ from dsv3.errors import CheckpointError
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 JSON_LIMIT = 64 << 20
-_SHARD = re.compile(r"^[\w.-]+\.safetensors$")
+_SHARD = re.compile(r"[\w.-]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -30,13 +30,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor under its Hugging Face name; several parts are joined along `axis`."""
+    """One tensor under its Hugging Face name; several parts are joined along `axis`; replicas must equal the one part."""
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
     axis: int = 0
+    replicas: tuple[Part, ...] = ()
 
     @property
     def file(self) -> Path:
@@ -47,14 +48,27 @@ class Entry:
         return sum(p.info.end - p.info.start for p in self.parts)
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8. Never waits for a pipe, nor reads a device without end: CheckpointError instead."""
+    try:
+        if not path.is_file():
+            raise fault(path, "", "a regular file", "something else", "download it again")
+        with path.open("rb") as f:
+            raw = f.read(JSON_LIMIT + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path.name}: cannot be read: {error.strerror or error}") from error
+    if len(raw) > JSON_LIMIT:
+        raise fault(path, "", f"at most {JSON_LIMIT >> 20} MiB", "more", "download it again")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise fault(path, "", "text in UTF-8", str(error)[:80], "download it again") from error
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; CheckpointError says what is wrong with it."""
     try:
-        if path.stat().st_size > JSON_LIMIT:
-            raise fault(path, "", f"at most {JSON_LIMIT >> 20} MiB", f"{path.stat().st_size} bytes", "this is no such file")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise CheckpointError(f"{path.name}: cannot be read: {error.strerror or error}") from error
+        value = json.loads(read_text(path))
     except (ValueError, RecursionError) as error:
         raise fault(path, "", "JSON", f"{type(error).__name__}: {str(error)[:80]}", "write the file again") from error
     if not isinstance(value, dict):
@@ -93,7 +107,7 @@ def _whole(name: str, path: Path, info: TensorInfo) -> Entry:
 def _inside(folder: Path, name: str, listed_in: str) -> Path:
     """The file `name` of the folder. Links may lead within the folder, or into the blobs of the Hugging Face cache it is a
     snapshot of, and nowhere else."""
-    if not _SHARD.match(name):
+    if not _SHARD.fullmatch(name) or len(name) > 255:
         raise fault(listed_in, "", "plain file names ending in .safetensors", repr(name)[:80], "do not use this checkpoint")
     path = folder / name
     if not path.is_file():
@@ -101,7 +115,7 @@ def _inside(folder: Path, name: str, listed_in: str) -> Path:
     root, real = folder.resolve(), path.resolve()
     allowed = [root]
     if root.parent.name == "snapshots":
-        allowed.append(root.parent.parent / "blobs")
+        allowed.append((root.parent.parent / "blobs").resolve())
     if not any(real.is_relative_to(place) for place in allowed):
         raise fault(name, "", "a file inside the checkpoint's folder", f"a link to {real}", "copy the file into the folder")
     return path
@@ -137,7 +151,7 @@ def _check_total(index: dict[str, Any], entries: dict[str, Entry]) -> None:
     metadata = index.get("metadata")
     total = metadata.get("total_size") if isinstance(metadata, dict) else None
     found = sum(e.nbytes for e in entries.values())
-    if isinstance(total, int) and total != found:
+    if total is not None and (isinstance(total, bool | str | list | dict) or total != found):
         raise fault(INDEX, "metadata.total_size", f"{found}, the bytes of all shards", str(total), "download the index again")
 
 
@@ -148,9 +162,10 @@ def _demo(folder: Path, ranks: list[tuple[tuple[int, int], Path]]) -> dict[str, 
             folder, "", "files of one model-parallel size", f"sizes {sorted(sizes)}", "keep the files of one conversion"
         )
     size = sizes.pop()
-    missing = sorted(set(range(size)) - {rank for (rank, _), _ in ranks})
-    if missing:
-        raise fault(f"model{missing[0]}-mp{size}.safetensors", "", f"all {size} ranks", "none", "download the missing file")
+    have = {rank for (rank, _), _ in ranks}
+    missing = next((rank for rank in range(len(have) + 1) if rank not in have), size)
+    if missing < size:
+        raise fault(f"model{missing}-mp{size}.safetensors", "", f"all {size} ranks", "none", "download the missing file")
     if len(ranks) != size:
         raise fault(folder, "", f"ranks 0 to {size - 1}", f"{len(ranks)} files", "keep the files of one conversion")
     pieces: dict[str, list[Part]] = {}
@@ -166,13 +181,14 @@ def _demo(folder: Path, ranks: list[tuple[tuple[int, int], Path]]) -> dict[str, 
 
 def _joined(name: str, parts: list[Part], size: int) -> Entry:
     first = parts[0].info
-    whole = _whole(name, parts[0].file, first)
-    whole = Entry(name, first.dtype, first.shape, (parts[0],))
+    whole = Entry(name, first.dtype, first.shape, (parts[0],), replicas=tuple(parts[1:]))
     axis = shard_axis(name)
     owners = 1 if expert_index(name) is not None else size
     if len(parts) != owners:
         wanted = "one rank, an expert's" if owners == 1 else f"all {size} ranks"
         raise fault(parts[-1].file, parts[-1].key, f"it in {wanted}", f"it in {len(parts)}", "convert the checkpoint again")
+    if len({part.file for part in parts}) != len(parts):
+        raise fault(parts[-1].file, parts[-1].key, "it once in each rank", "it twice", "convert the checkpoint again")
     for part in parts[1:]:
         if part.info.dtype != first.dtype or part.info.shape != first.shape:
             found = f"{part.info.dtype} {list(part.info.shape)}"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dsv3.checkpoint.progress import bytes_progress
-from dsv3.checkpoint.reader import Array, Reader, check_contents, check_copy
+from dsv3.checkpoint.reader import Array, Reader, check_contents, check_copy, check_replicas
 from dsv3.checkpoint.validate import Item, LoadPlan
 from dsv3.graph.weights import ModelWeights, walk
 from dsv3.plugin import Prepared
@@ -45,8 +45,10 @@ def load_weights(
             scale = None if item.scale is None else reader.array(item.scale)
             if not checked:
                 check_contents(item.entry, array)
+                check_replicas(item.entry, reader)
                 if item.scale is not None and scale is not None:
                     check_contents(item.scale, scale, scale=True)
+                    check_replicas(item.scale, reader)
             path = item.expected.into
             owner, name = slots[path]
             _place(_real(owner, name, device), item, _tensor(array), None if scale is None else _tensor(scale))

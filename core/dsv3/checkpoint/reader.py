@@ -17,6 +17,7 @@ Array = NDArray[np.generic]
 # BF16 and FP8 as their bits: numpy has neither.
 _NUMPY = {"F32": np.float32, "BF16": np.uint16, "F8_E4M3": np.uint8}
 _CHUNK = 1 << 20
+_LARGEST_SCALE = float(np.finfo(np.float32).max) / 448  # times the largest FP8 number it would be infinite
 _REPLACE = "the weights are damaged: download or convert the file again"
 
 
@@ -31,6 +32,10 @@ class Reader:
         parts = [self._part(entry, part) for part in entry.parts]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=entry.axis)
 
+    def bits(self, entry: Entry) -> Array:
+        """The tensor's bytes, for comparisons: NaN equals itself."""
+        return self.array(entry).reshape(-1).view(np.uint8)
+
     def _part(self, entry: Entry, part: Part) -> Array:
         if part.file not in self._maps:
             with part.file.open("rb") as f:
@@ -43,7 +48,7 @@ class Reader:
 
 
 def check_contents(entry: Entry, array: Array, scale: bool = False) -> None:
-    """Refuse NaN and infinity, FP8 NaN codes, and scales that are not positive."""
+    """Refuse NaN and infinity, FP8 NaN codes, and scales that are not positive or overflow with the largest code."""
     for chunk in _chunks(array):
         if entry.dtype == "F8_E4M3":
             if bool(((chunk & 0x7F) == 0x7F).any()):  # type: ignore[operator]
@@ -54,13 +59,22 @@ def check_contents(entry: Entry, array: Array, scale: bool = False) -> None:
         elif not bool(np.isfinite(chunk).all()):
             what = "finite positive scales" if scale else "finite numbers"
             raise fault(entry.file, entry.name, what, "NaN or infinity", _REPLACE)
-        elif scale and float(chunk.min()) <= 0:
-            raise fault(entry.file, entry.name, "finite positive scales", f"{float(chunk.min()):g}", _REPLACE)
+        elif scale and not (float(chunk.min()) > 0 and float(chunk.max()) < _LARGEST_SCALE):
+            extreme = float(chunk.min()) if float(chunk.min()) <= 0 else float(chunk.max())
+            raise fault(entry.file, entry.name, "finite positive scales", f"{extreme:g}", _REPLACE)
+
+
+def check_replicas(entry: Entry, reader: Reader) -> None:
+    """What every rank of the demo's layout holds must be the same in all."""
+    for part in entry.replicas:
+        other = Entry(entry.name, entry.dtype, entry.shape, (part,))
+        if not np.array_equal(reader.bits(other), reader.bits(entry)):
+            raise fault(part.file, part.key, f"the same bytes as in {entry.file.name}", "others", "convert it again")
 
 
 def check_copy(copy: Entry, original: Entry, reader: Reader) -> None:
     """The MTP module's copies of embedding and head must be copies."""
-    same = copy.dtype == original.dtype and np.array_equal(reader.array(copy), reader.array(original))
+    same = copy.dtype == original.dtype and np.array_equal(reader.bits(copy), reader.bits(original))
     if not same:
         found = "other numbers"
         raise fault(copy.file, copy.name, f"the same bytes as {original.name}", found, "MTP modules share it: drop the copy")
@@ -70,8 +84,10 @@ def check_plan(plan: LoadPlan, reader: Reader) -> None:
     """Check the contents of everything that the plan loads."""
     for item in plan.items:
         check_contents(item.entry, reader.array(item.entry))
+        check_replicas(item.entry, reader)
         if item.scale is not None:
             check_contents(item.scale, reader.array(item.scale), scale=True)
+            check_replicas(item.scale, reader)
     for copy, original in plan.copies:
         check_copy(copy, original, reader)
 

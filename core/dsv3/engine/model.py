@@ -65,27 +65,25 @@ class Model:
         chunk: tokens per step. absorbed: attend over the latent cache, as decoding does, instead of expanded keys.
         """
         tokens = self._checked(ids, 1)
-        with torch.inference_mode():
-            cache = self.new_cache([len(tokens)])
-            rows = []
-            for at in range(0, len(tokens), chunk):
-                hidden, _ = self.forward(cache, [Run(0, tokens[at : at + chunk], at)], absorbed)
-                rows.append(self._out(self.head(hidden)))
-            return torch.cat(rows)
+        cache = self.new_cache([len(tokens)])
+        rows = []
+        for at in range(0, len(tokens), chunk):
+            hidden, _ = self.forward(cache, [Run(0, tokens[at : at + chunk], at)], absorbed)
+            rows.append(self._out(self.head(hidden)))
+        return torch.cat(rows)
 
     def mtp_logits(self, ids: Many[int] | Tensor, *, chunk: int = PREFILL_TOKENS, absorbed: bool = False) -> Tensor:
         """[T - 1, V]: row i predicts token i + 2 from the hidden state of position i and token i + 1."""
         tokens = self._checked(ids, 2)
         self._needs_mtp("mtp_logits")
-        with torch.inference_mode():
-            cache = self.new_cache([len(tokens)])
-            rows = []
-            for at in range(0, len(tokens) - 1, chunk):
-                part = tokens[at : min(at + chunk, len(tokens) - 1)]
-                _, states = self.forward(cache, [Run(0, part, at)], absorbed)
-                following = Run(0, tokens[at + 1 : at + 1 + len(part)], at + 1)
-                rows.append(self._out(self.head(self.mtp_forward(cache, [following], states, absorbed))))
-            return torch.cat(rows)
+        cache = self.new_cache([len(tokens)])
+        rows = []
+        for at in range(0, len(tokens) - 1, chunk):
+            part = tokens[at : min(at + chunk, len(tokens) - 1)]
+            _, states = self.forward(cache, [Run(0, part, at)], absorbed)
+            following = Run(0, tokens[at + 1 : at + 1 + len(part)], at + 1)
+            rows.append(self._out(self.head(self.mtp_forward(cache, [following], states, absorbed))))
+        return torch.cat(rows)
 
     def generate(
         self,
@@ -102,7 +100,7 @@ class Model:
         """Continue prompts. A str (encoded with BOS) or a list of ids (taken as they are) gives a Generation; a list
         of either a list of them, in order. draft "mtp": guess with the MTP module and verify; the tokens are the
         same, in fewer steps."""
-        single = isinstance(prompts, str | Tensor) or (len(prompts) > 0 and _is_id(prompts[0]))
+        single = isinstance(prompts, str) or (len(prompts) > 0 and _is_id(prompts[0]))
         many = [prompts] if single else list(prompts)
         sampling = _sampling(max_new_tokens, temperature, top_p, stop, ignore_eos)
         sequences = [self._sequence(p, sampling, seed) for p in many]
@@ -145,28 +143,34 @@ class Model:
         tokenizer = self._needs_tokenizer()
         return tokenizer.encode_plain(tokenizer.render(messages))
 
-    # -- what the generation loop calls
+    # -- what the generation loop calls. Each enters inference mode for itself: a generator that yields inside the mode
+    # would leave it on in its caller's code.
 
+    @torch.inference_mode()
     def new_cache(self, lengths: Many[int]) -> BatchCache:
         """A latent cache for sequences of at most these lengths, MTP modules included."""
         layers = len(self._graph.blocks) + len(self._graph.mtp)
         return BatchCache(self.config, layers, self._cache_spec, self.dtype, self.device, lengths)
 
+    @torch.inference_mode()
     def forward(self, cache: BatchCache, runs: Many[Run], absorbed: bool) -> tuple[Tensor, Tensor]:
         """Hidden states [T, H] of all tokens of the runs, and what an MTP module takes."""
         step = cache.step(runs, self._bucket(runs), absorbed)
         return self._graph.forward(step, cache.layers)
 
+    @torch.inference_mode()
     def mtp_forward(self, cache: BatchCache, runs: Many[Run], states: Tensor, absorbed: bool) -> Tensor:
         """Hidden states [T, H] of the first MTP module; runs hold the tokens after those of `states`, at their own
         positions."""
         step = cache.step(runs, self._bucket(runs), absorbed, start=1)
         return self._graph.mtp_forward(step, states, cache.layers)
 
+    @torch.inference_mode()
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [T, V] in the model's dtype."""
         return self._graph.logits(hidden, self._placement.binding.bucket(hidden.shape[0]))
 
+    @torch.inference_mode()
     def sample(self, logits: Tensor, owners: Many[Sequence], positions: Many[int]) -> list[int]:
         """One token per row, for the sequence that owns it, at the position it will have."""
         rows = torch.isnan(logits).any(dim=-1)
@@ -198,8 +202,7 @@ class Model:
             raise UsageError(f"draft {draft!r} is neither None nor 'mtp'")
         if draft:
             self._needs_mtp("draft='mtp'")
-        with torch.inference_mode():
-            yield from generate(self, sequences, draft == "mtp")
+        yield from generate(self, sequences, draft == "mtp")
 
     def _sequence(self, prompt: Any, sampling: Sampling, seed: int | None) -> Sequence:
         ids = self._needs_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt
@@ -245,7 +248,10 @@ class Model:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """An integer of Python, NumPy or torch (a tensor without dimensions)."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_floating_point()
+    return hasattr(value, "__index__") and not isinstance(value, bool)
 
 
 def _signed(seed: int) -> int:

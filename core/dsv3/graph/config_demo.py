@@ -7,7 +7,7 @@ from typing import Any
 
 from dsv3.errors import UnsupportedModel, nearest
 from dsv3.graph.config import ModelConfig, Yarn
-from dsv3.graph.config_hf import checked
+from dsv3.graph.config_hf import MAX_LAYERS, MAX_POSITIONS, checked
 from dsv3.graph.fields import Fields
 
 # What a file may leave out, with the demo's own defaults.
@@ -46,13 +46,13 @@ def from_demo(values: Mapping[str, Any], source: str = "config.json") -> ModelCo
         raise UnsupportedModel(f"{source}: scale_fmt {scale_fmt!r} is not supported; ue8m0 is")
     sigmoid, groups = f.text("score_func") == "sigmoid", f.integer("n_expert_groups")
     greedy = "group_limited_greedy" if groups > 1 else "greedy"
-    length, original = f.integer("max_seq_len"), f.integer("original_seq_len")
-    mscale = f.number("mscale")
+    length, original = f.integer("max_seq_len", maximum=MAX_POSITIONS), f.integer("original_seq_len")
+    mscale = f.number("mscale", maximum=1e3)
     yarn = Yarn(
-        factor=f.number("rope_factor"),
+        factor=f.number("rope_factor", minimum=1.0, maximum=1e6),
         original_max_position_embeddings=original,
-        beta_fast=f.number("beta_fast"),
-        beta_slow=f.number("beta_slow"),
+        beta_fast=f.number("beta_fast", minimum=1e-3),
+        beta_slow=f.number("beta_slow", minimum=1e-3),
         mscale=mscale,
         mscale_all_dim=mscale,
     )
@@ -62,7 +62,7 @@ def from_demo(values: Mapping[str, Any], source: str = "config.json") -> ModelCo
         hidden_size=f.integer("dim"),
         intermediate_size=f.integer("inter_dim"),
         moe_intermediate_size=f.integer("moe_inter_dim"),
-        num_hidden_layers=f.integer("n_layers"),
+        num_hidden_layers=f.integer("n_layers", maximum=MAX_LAYERS),
         num_attention_heads=f.integer("n_heads"),
         first_k_dense_replace=f.integer("n_dense_layers", minimum=0),
         moe_layer_freq=1,
@@ -79,10 +79,10 @@ def from_demo(values: Mapping[str, Any], source: str = "config.json") -> ModelCo
         topk_method="noaux_tc" if sigmoid else greedy,
         scoring_func=f.text("score_func"),
         norm_topk_prob=sigmoid,
-        routed_scaling_factor=f.number("route_scale"),
+        routed_scaling_factor=f.number("route_scale", minimum=1e-6, maximum=1e6),
         rms_norm_eps=1e-6,
         max_position_embeddings=length,
-        rope_theta=f.number("rope_theta"),
+        rope_theta=f.number("rope_theta", minimum=1.0001),
         rope_scaling=yarn if length > original else None,
         num_nextn_predict_layers=f.integer(_MTP, 0, minimum=0),
         bos_token_id=None,

@@ -10,8 +10,16 @@ from dsv3.graph.config import ModelConfig, Yarn
 from dsv3.graph.fields import Fields
 
 # kimi_k2 is V3 with other numbers. What a model type leaves out of its config.json takes the value here.
-_V3 = {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True, "n_group": 1, "topk_group": 1}
-_V2 = {"topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False, "n_group": 1, "topk_group": 1}
+_V3 = {
+    "topk_method": "noaux_tc", "scoring_func": "sigmoid", "norm_topk_prob": True, "n_group": 8, "topk_group": 4,
+    "routed_scaling_factor": 2.5, "first_k_dense_replace": 3,
+}  # fmt: skip
+_V2 = {
+    "topk_method": "greedy", "scoring_func": "softmax", "norm_topk_prob": False, "n_group": 1, "topk_group": 1,
+    "routed_scaling_factor": 1.0, "first_k_dense_replace": 0,
+}  # fmt: skip
+# What a field that is there but null stands for.
+_NULL = {"n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.0, "first_k_dense_replace": 0}
 MODEL_TYPES: dict[str, Mapping[str, Any]] = {"deepseek_v3": _V3, "kimi_k2": _V3, "deepseek_v2": _V2}
 SUPPORTED = "supported are deepseek_v3 (V3, R1, V3.1, Moonlight), deepseek_v2 (V2, V2-Lite) and kimi_k2"
 _REFUSED = {
@@ -32,7 +40,8 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "vision_config": (),
     "text_config": (),
 }
-MAX_POSITIONS = 1 << 24  # the table of angles has a row for each
+MAX_POSITIONS = 1 << 22  # the table of angles has a row for each
+MAX_LAYERS = 1024
 _METHODS = ("noaux_tc", "group_limited_greedy", "greedy")
 
 
@@ -42,7 +51,7 @@ def from_hf(values: Mapping[str, Any], source: str = "config.json") -> ModelConf
     f = Fields(values, source)
     model_type = f.text("model_type")
     _refuse(values, model_type, source)
-    defaults = MODEL_TYPES[model_type]
+    defaults = {**MODEL_TYPES[model_type], **{k: v for k, v in _NULL.items() if k in values}}
     heads = f.integer("num_attention_heads")
     if (kv_heads := f.optional_integer("num_key_value_heads")) not in (None, heads):
         raise f.wrong("num_key_value_heads", kv_heads, f"num_attention_heads ({heads}): MLA has no grouped heads")
@@ -56,9 +65,9 @@ def from_hf(values: Mapping[str, Any], source: str = "config.json") -> ModelConf
         hidden_size=f.integer("hidden_size"),
         intermediate_size=f.integer("intermediate_size"),
         moe_intermediate_size=f.integer("moe_intermediate_size", None if experts else 1),
-        num_hidden_layers=f.integer("num_hidden_layers"),
+        num_hidden_layers=f.integer("num_hidden_layers", maximum=MAX_LAYERS),
         num_attention_heads=heads,
-        first_k_dense_replace=f.integer("first_k_dense_replace", 0, minimum=0),
+        first_k_dense_replace=f.integer("first_k_dense_replace", defaults["first_k_dense_replace"], minimum=0),
         moe_layer_freq=f.integer("moe_layer_freq", 1),
         q_lora_rank=f.optional_integer("q_lora_rank"),
         kv_lora_rank=f.integer("kv_lora_rank"),
@@ -73,15 +82,15 @@ def from_hf(values: Mapping[str, Any], source: str = "config.json") -> ModelConf
         topk_method=f.text("topk_method", defaults["topk_method"]),
         scoring_func=f.text("scoring_func", defaults["scoring_func"]),
         norm_topk_prob=f.flag("norm_topk_prob", defaults["norm_topk_prob"]),
-        routed_scaling_factor=f.number("routed_scaling_factor", 1.0),
-        rms_norm_eps=f.number("rms_norm_eps", 1e-6),
-        max_position_embeddings=f.integer("max_position_embeddings"),
+        routed_scaling_factor=f.number("routed_scaling_factor", defaults["routed_scaling_factor"], 1e-6, 1e6),
+        rms_norm_eps=f.number("rms_norm_eps", 1e-6, 0.0, 1.0),
+        max_position_embeddings=f.integer("max_position_embeddings", maximum=MAX_POSITIONS),
         rope_theta=_rope_theta(f),
         rope_scaling=_yarn(f),
         num_nextn_predict_layers=_mtp_layers(f),
         bos_token_id=f.optional_integer("bos_token_id", minimum=0),
         eos_token_id=_token_ids(f, "eos_token_id"),
-        torch_dtype=f.text("torch_dtype", None) if values.get("torch_dtype") else f.text("dtype", "bfloat16"),
+        torch_dtype=_dtype(f),
         quant_method=quant_method,
         scale_fmt=scale_fmt,
         mtp_hidden=f.text("mtp_hidden", "post_norm"),
@@ -108,8 +117,9 @@ def checked(c: ModelConfig, f: Fields) -> ModelConfig:
         raise UnsupportedModel(f"{f.source}: torch_dtype {c.torch_dtype!r} is not supported")
     if c.mtp_hidden not in ("post_norm", "pre_norm"):
         raise f.wrong("mtp_hidden", c.mtp_hidden, "'post_norm' or 'pre_norm'")
-    if c.max_position_embeddings > MAX_POSITIONS:
-        raise f.wrong("max_position_embeddings", c.max_position_embeddings, f"at most {MAX_POSITIONS}")
+    for name, ids in (("eos_token_id", c.eos_token_id), ("bos_token_id", (c.bos_token_id or 0,))):
+        if any(i >= c.vocab_size for i in ids):
+            raise f.wrong(name, max(ids), f"an id in the vocabulary of {c.vocab_size}")
     if c.n_routed_experts is None:
         return c
     if c.topk_method not in _METHODS:
@@ -130,7 +140,12 @@ def checked(c: ModelConfig, f: Fields) -> ModelConfig:
 
 def _mtp_layers(f: Fields) -> int:
     name = "num_nextn_predict_layers" if f.values.get("num_nextn_predict_layers") is not None else "num_mtp_layers"
-    return f.integer(name, 0, minimum=0)
+    return f.integer(name, 0, minimum=0, maximum=MAX_LAYERS)
+
+
+def _dtype(f: Fields) -> str:
+    name = "torch_dtype" if f.values.get("torch_dtype") is not None else "dtype"
+    return f.text(name, "bfloat16").removeprefix("torch.")
 
 
 def _token_ids(f: Fields, name: str) -> tuple[int, ...]:
@@ -148,15 +163,15 @@ def _rope_table(f: Fields) -> Fields | None:
 def _rope_theta(f: Fields) -> float:
     table = f.table("rope_parameters")
     if table is not None and table.values.get("rope_theta") is not None:
-        return table.number("rope_theta")
-    return f.number("rope_theta", 10000.0)
+        return table.number("rope_theta", minimum=1.0001)
+    return f.number("rope_theta", 10000.0, minimum=1.0001)
 
 
 def _yarn(f: Fields) -> Yarn | None:
     table = _rope_table(f)
     if table is None:
         return None
-    kind = table.values.get("rope_type", table.values.get("type", "default"))
+    kind = table.values.get("rope_type") or table.values.get("type") or "default"
     if kind == "default":
         return None
     if kind != "yarn":
@@ -164,13 +179,13 @@ def _yarn(f: Fields) -> Yarn | None:
     original = table.optional_integer("original_max_position_embeddings")
     factor = table.values.get("attention_factor")
     return Yarn(
-        factor=table.number("factor"),
+        factor=table.number("factor", minimum=1.0, maximum=1e6),
         original_max_position_embeddings=original or f.integer("max_position_embeddings"),
-        beta_fast=table.number("beta_fast", 32.0),
-        beta_slow=table.number("beta_slow", 1.0),
-        mscale=table.number("mscale", 1.0),
-        mscale_all_dim=table.number("mscale_all_dim", 0.0),
-        attention_factor=None if factor is None else table.number("attention_factor"),
+        beta_fast=table.number("beta_fast", 32.0, 1e-3, 1e6),
+        beta_slow=table.number("beta_slow", 1.0, 1e-3, 1e6),
+        mscale=table.number("mscale", 1.0, 0.0, 1e3),
+        mscale_all_dim=table.number("mscale_all_dim", 0.0, 0.0, 1e3),
+        attention_factor=None if factor is None else table.number("attention_factor", minimum=1e-3, maximum=1e3),
         truncate=table.flag("truncate", True),
     )
 

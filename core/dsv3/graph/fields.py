@@ -9,6 +9,7 @@ from dsv3.errors import CheckpointError
 
 T = TypeVar("T")
 _MISSING: Any = object()
+LARGEST = 1 << 24  # of any size: beyond it lie damaged files, not models
 
 
 class Fields:
@@ -18,19 +19,21 @@ class Fields:
         self.values = values
         self.source = source
 
-    def integer(self, name: str, default: Any = _MISSING, minimum: int = 1) -> int:
+    def integer(self, name: str, default: Any = _MISSING, minimum: int = 1, maximum: int = LARGEST) -> int:
         value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-            raise self.wrong(name, value, f"an integer of at least {minimum}")
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= maximum:
+            raise self.wrong(name, value, f"an integer of at least {minimum} and at most {maximum}")
         return value
 
     def optional_integer(self, name: str, default: Any = None, minimum: int = 1) -> int | None:
         return None if self.values.get(name, default) is None else self.integer(name, default, minimum)
 
-    def number(self, name: str, default: Any = _MISSING) -> float:
+    def number(self, name: str, default: Any = _MISSING, minimum: float = 0.0, maximum: float = 1e9) -> float:
         value = self._get(name, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-            raise self.wrong(name, value, "a finite number that is not negative")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not minimum <= value <= maximum:
+            raise self.wrong(name, value, f"a number of at least {minimum:g} and at most {maximum:g}")
         return float(value)
 
     def flag(self, name: str, default: Any = _MISSING) -> bool:
@@ -62,4 +65,5 @@ class Fields:
         return value
 
     def wrong(self, name: str, found: Any, expected: str) -> CheckpointError:
-        return CheckpointError(f"{self.source}: field {name!r} is {found!r}; expected {expected}")
+        shown = repr(found) if not isinstance(found, int) or abs(found) < 1 << 64 else "a huge integer"
+        return CheckpointError(f"{self.source}: field {name!r} is {shown[:80]}; expected {expected}")

@@ -10,6 +10,9 @@ from torch import Tensor
 from dsv3.graph.config import ModelConfig, Yarn
 
 
+_ROWS = 1 << 14
+
+
 def _mscale(factor: float, k: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * k * math.log(factor) + 1.0
 
@@ -42,9 +45,13 @@ def cos_sin_table(c: ModelConfig, device: torch.device | str, length: int | None
     if torch.device(device).type == "meta":
         return torch.empty(length, c.qk_rope_head_dim, dtype=torch.float32, device="meta")
     inverse = inverse_frequencies(c.qk_rope_head_dim, c.rope_theta, c.rope_scaling)
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), inverse)
-    table = torch.cat((angles.cos(), angles.sin()), dim=-1)
-    return (table * _table_factor(c.rope_scaling)).to(torch.float32).to(device)
+    factor, half = _table_factor(c.rope_scaling), c.qk_rope_head_dim // 2
+    table = torch.empty(length, 2 * half, dtype=torch.float32)
+    for first in range(0, length, _ROWS):  # a slice at a time: float64 angles of a long table are as much again
+        angles = torch.outer(torch.arange(first, min(first + _ROWS, length), dtype=torch.float64), inverse)
+        table[first : first + _ROWS, :half] = angles.cos() * factor
+        table[first : first + _ROWS, half:] = angles.sin() * factor
+    return table.to(device)
 
 
 def _table_factor(yarn: Yarn | None) -> float:

@@ -19,7 +19,12 @@ def _softmax_v(scores: Tensor, visible: Tensor, values: Tensor) -> tuple[Tensor,
     scores = scores.masked_fill(~visible, float("-inf"))
     lse = torch.logsumexp(scores, dim=-1)
     shift = torch.where(torch.isinf(lse), torch.zeros_like(lse), lse)
-    return torch.matmul(torch.exp(scores - shift[..., None]), values), lse
+    p = torch.exp(scores - shift[..., None])
+    if bool(visible.all()) or bool(torch.isfinite(values).all()):
+        return torch.matmul(p, values), lse
+    # A value that a query must not see may be NaN, and 0 * NaN is NaN: row by row over what each sees.
+    rows = [torch.matmul(p[:, j, None, seen], values[..., seen, :]) for j, seen in enumerate(visible)]
+    return torch.cat(rows, dim=1), lse
 
 
 def _visible(queries: int, keys: int, causal: bool, device: torch.device) -> Tensor:
@@ -105,7 +110,7 @@ def mla_decode(
         position = torch.arange(start, length, device=q_c.device)
         block = torch.div(position, page_size, rounding_mode="floor")
         pages = block_table[s].index_select(0, block).to(torch.int64)
-        ckv, kpe = (t.to(work) for t in read_latent(cache, pages, position - block * page_size))
+        ckv, kpe = read_latent(cache, pages, position - block * page_size, work)
         scores = torch.matmul(q_c[rows].to(work).transpose(0, 1), ckv.T)
         scores = (scores + torch.matmul(q_pe[rows].to(work).transpose(0, 1), kpe.T)) * scale
         visible = _visible(queries, length - start, True, q_c.device)

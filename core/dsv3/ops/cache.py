@@ -53,15 +53,16 @@ def kv_cache_write(ckv: Tensor, kpe: Tensor, slots: Tensor, cache: LatentCache) 
     _store(cache.kpe, kpe.to(cache.kpe.dtype), slots)
 
 
-def read_latent(cache: LatentCache, pages: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """ckv [n, R] and kpe [n, P] at the given places, dequantised if the cache is FP8, in cache.kpe.dtype."""
-    kpe = cache.kpe[pages, offsets]
+def read_latent(cache: LatentCache, pages: Tensor, offsets: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """ckv [n, R] and kpe [n, P] at the given places, dequantised if the cache is FP8, in dtype: attention takes them in
+    what it computes in, so that nothing is rounded on the way."""
+    kpe = cache.kpe[pages, offsets].to(dtype)
     if cache.scale is None:
-        return cache.ckv[pages, offsets].to(kpe.dtype), kpe
+        return cache.ckv[pages, offsets].to(dtype), kpe
     codes = cache.ckv.view(torch.uint8)[pages, offsets].view(cache.ckv.dtype)
-    work = torch.float64 if kpe.dtype == torch.float64 else torch.float32
+    work = torch.float64 if dtype == torch.float64 else torch.float32
     scale = cache.scale[pages, offsets].to(work).repeat_interleave(BLOCK, dim=-1)[:, : codes.shape[-1]]
-    return (decode(codes, work) * scale).to(kpe.dtype), kpe
+    return (decode(codes, work) * scale).to(dtype), kpe
 
 
 @primitive("cache<pages,page_size,R,P> block_table[S,maxp]:int seq_lens[S]:int -> ckv[total,R]:kv kpe[total,P]:kv")
@@ -82,7 +83,7 @@ def kv_cache_gather(
         page_size = cache.ckv.shape[1]
         block = torch.div(position, page_size, rounding_mode="floor")
         pages = block_table[sequence, block].to(torch.int64)
-        return read_latent(cache, pages, position - block * page_size)
+        return read_latent(cache, pages, position - block * page_size, cache.kpe.dtype)
     dtype, device = cache.kpe.dtype, cache.kpe.device
     return (
         torch.empty(0, cache.ckv.shape[-1], dtype=dtype, device=device),

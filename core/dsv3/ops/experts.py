@@ -12,7 +12,7 @@ from dsv3.ops.spec import composite, primitive
 from dsv3.plugin import Prepared
 
 
-@primitive("ids[T,k]:int -> perm[T*k]:i32 offsets[n_experts+1]:i32")
+@primitive("ids[T,k]:int E=n_experts M=T*k -> perm[M]:i32 offsets[E+1]:i32")
 def moe_permute(ids: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
     """Sort the M = T * k (token, expert) pairs by expert, stably.
 
@@ -80,7 +80,7 @@ def grouped_linear(ops: Any, x: Tensor, w: Prepared, offsets: Tensor) -> Tensor:
     return y
 
 
-@composite("x[T,H] weights[T,k]:f32 ids[T,k]:int w13{E,2*I,H} w2{E,H,I} -> y[T,H]")
+@composite("x[T,H] weights[T,k]:f32 ids[T,k]:int w13{E,2*I,H} w2{E,H,I} M=T*k -> y[T,H]")
 def fused_experts(ops: Any, x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
     """y[t] = sum over j of weights[t, j] * expert ids[t, j] of x[t], expert(x) = W2 (silu(W1 x) * (W3 x)).
 
@@ -97,7 +97,7 @@ def fused_experts(ops: Any, x: Tensor, weights: Tensor, ids: Tensor, w13: Prepar
 
 
 @composite(
-    "x[T,H] gate[Eg,H] bias[Eg]:f32? w13{E,2*I,H} w2{E,H,I} shared13{2*Is,H}? shared2{H,Is}? expert_map[Eg]:int? -> y[T,H]"
+    "x[T,H] gate[Eg,H] bias[Eg]:f32? w13{E,2*I,H} w2{E,H,I} shared13{2*Is,H}? shared2{H,Is}? expert_map[Eg]:int? k=topk M=T*k -> y[T,H]"
 )
 def moe(
     ops: Any,

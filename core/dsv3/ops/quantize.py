@@ -41,8 +41,8 @@ def act_quant(
         raise OperatorError(f"act_quant: dtype {dtype!r} is not an FP8 type it knows: {', '.join(FP8_MAX)}")
     if scale_fmt not in ("float32", "ue8m0"):
         raise OperatorError(f"act_quant: scale_fmt {scale_fmt!r} is neither 'float32' nor 'ue8m0'")
-    if group < 1 or not amax_floor > 0:
-        raise OperatorError(f"act_quant: group {group} and amax_floor {amax_floor} must be positive")
+    if group < 1 or not amax_floor >= 0:
+        raise OperatorError(f"act_quant: group {group} must be positive and amax_floor {amax_floor} not negative")
     t, k = x.shape
     groups = -(-k // group)
     largest = FP8_MAX[dtype]
@@ -50,8 +50,13 @@ def act_quant(
     scale = work.abs().amax(dim=-1).clamp_min(amax_floor) / largest
     if scale_fmt == "ue8m0":
         scale = power_of_two_at_least(scale)
-    q = (work / scale[..., None]).clamp(-largest, largest)
+    q = (work / _divisor(scale)[..., None]).clamp(-largest, largest)
     return q.view(t, groups * group)[:, :k].contiguous().to(torch_dtype(dtype)), scale
+
+
+def _divisor(scale: Tensor) -> Tensor:
+    """The scale; 1 where it is 0, which only a floor of 0 over zeros gives, and zeros stay zero."""
+    return torch.where(scale == 0, torch.ones_like(scale), scale)
 
 
 @primitive("x[T,K] -> q[T,K]:i8 scale[T,1]:F32")
@@ -64,7 +69,7 @@ def quant_int8(x: Tensor, amax_floor: float = 1e-10) -> tuple[Tensor, Tensor]:
     work = x.to(torch.float32)
     amax = work.abs().amax(dim=-1, keepdim=True) if x.shape[1] else work.new_zeros(x.shape[0], 1)
     scale = amax.clamp_min(amax_floor) / 127
-    return torch.round(work / scale).clamp(-127, 127).to(torch.int8), scale
+    return torch.round(work / _divisor(scale)).clamp(-127, 127).to(torch.int8), scale
 
 
 @primitive("weight[N,K]:f8 scale[ceil(N/128),ceil(K/128)]:f32 -> y[N,K]:dtype")
@@ -77,9 +82,9 @@ def dequant_block(weight: Tensor, scale: Tensor, dtype: str = "bfloat16") -> Ten
     return dequantize_block(weight, scale, torch_dtype(dtype))
 
 
-@primitive("weight[N,K]:f8 scale[ceil(N/128),ceil(K/128)]:f32 -> weight'[N,K]:fnuz scale'[ceil(N/128),ceil(K/128)]:F32")
+@primitive("weight[...]:f8 scale[...]:f32 -> weight'[...]:fnuz scale'[...]:F32")
 def fn_to_fnuz(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """e4m3fn [N, K] -> e4m3fnuz with the same bits, -0 (0x80) to 0x00, and doubled scales: exact.
+    """e4m3fn of any shape -> e4m3fnuz with the same bits, -0 (0x80) to 0x00, and doubled scales: exact.
 
     The fnuz encoding has exponent bias 8 instead of 7, so equal bits mean half the value. The NaN codes 0x7F and 0xFF would
     turn into numbers: OperatorError names how many there are.

@@ -12,7 +12,7 @@ from dsv3.ops.norm import work_dtype
 from dsv3.ops.spec import composite, primitive
 
 
-@primitive("logits[T,E]:f32 bias[E]:f32? -> weights[T,topk]:f32 ids[T,topk]:i32")
+@primitive("logits[T,E]:f32 bias[E]:f32? k=topk -> weights[T,k]:f32 ids[T,k]:i32")
 def grouped_topk(
     logits: Tensor,
     bias: Tensor | None,
@@ -70,7 +70,7 @@ def _check_routing(e: int, n_group: int, topk_group: int, topk: int, score: str,
         raise OperatorError(f"grouped_topk: group_score 'top2_sum' needs 2 experts a group; there is {e // n_group}")
 
 
-@composite("x[T,H] gate[E,H] bias[E]:f32? -> weights[T,topk]:f32 ids[T,topk]:i32")
+@composite("x[T,H] gate[E,H] bias[E]:f32? k=topk -> weights[T,k]:f32 ids[T,k]:i32")
 def route(
     ops: Any,
     x: Tensor,

@@ -4,7 +4,8 @@
 
 `[..]` a tensor, `{..}` a `Prepared` weight (its logical shape), `<..>` a `LatentCache`, `:f32` a dtype class, `?` may
 be None, `weights.q_a` a member of a mapping. A dimension is a name, an integer, or `2*I`, `T*k`, `R+P`,
-`ceil(N/128)`; in outputs a name may also be an integer argument. Outputs have the dtype of the first activation
+`ceil(N/128)`; `[...]` is any shape (in outputs: that of the input of this name). `k=topk` and `M=T*k` name further
+dimensions, from integer arguments or other dimensions; in outputs a name may also be an integer argument. Outputs have the dtype of the first activation
 unless marked: `:f32` (float64 for float64), `:F32` (always), `:i32`, `:i8`, `:fnuz`, `:dtype` (the argument `dtype`
 or `out_dtype`), `:kv` (that of cache.kpe).
 """
@@ -58,6 +59,8 @@ class Dim:
             return Dim(text, m[1], plus=int(m[2]))
         if m := re.fullmatch(r"(\w+)\+(\w+)", text):
             return Dim(text, m[1], other=m[2])
+        if text == "...":
+            return Dim(text, None)
         if not re.fullmatch(r"\w+", text):
             raise ValueError(f"not a dimension: {text!r}")
         return Dim(text, text)
@@ -111,6 +114,10 @@ class Term:
         dims = tuple(Dim.parse(d) for d in re.split(r",(?![^(]*\))", m["dims"]) if d)
         return Term(m["path"], m["open"], dims, m["dtype"] or "act", bool(m["optional"]))
 
+    @property
+    def any_shape(self) -> bool:
+        return bool(self.dims) and self.dims[0].text == "..."
+
     def find(self, arguments: Mapping[str, Any]) -> Any:
         head, _, member = self.path.partition(".")
         value = arguments.get(head)
@@ -124,24 +131,59 @@ class Term:
         return tuple(value.shape)
 
 
-def parse_line(line: str) -> tuple[tuple[Term, ...], tuple[Term, ...]]:
-    """Inputs and outputs as terms; an operator without outputs has "None" there."""
-    inputs, _, outputs = line.partition("->")
-    made = [t.replace("'", "") for t in outputs.split() if t != "None"]
-    return tuple(Term.parse(t) for t in inputs.split()), tuple(Term.parse(t) for t in made)
+@dataclass(frozen=True)
+class Line:
+    """A parsed line: input and output terms, and derived dimensions in order."""
+
+    inputs: tuple[Term, ...]
+    outputs: tuple[Term, ...]
+    derived: tuple[tuple[str, Dim], ...]
+
+    @staticmethod
+    def parse(line: str) -> Line:
+        """An operator without outputs has "None" after the arrow."""
+        inputs, _, outputs = line.partition("->")
+        terms, derived = [], []
+        for word in inputs.split():
+            name, equals, value = word.partition("=")
+            if equals:
+                derived.append((name, Dim.parse(value)))
+            else:
+                terms.append(Term.parse(word))
+        made = [t.replace("'", "") for t in outputs.split() if t != "None"]
+        return Line(tuple(terms), tuple(Term.parse(t) for t in made), tuple(derived))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All dimensions, in order."""
+        written = [n for t in self.inputs for d in t.dims for n in d.names]
+        return tuple(dict.fromkeys([*written, *(name for name, _ in self.derived)]))
+
+    def bind(self, op: str, arguments: Mapping[str, Any]) -> dict[str, int]:
+        """Sizes of all dimensions of a call; OperatorError where an argument does not fit."""
+        dims = bind_dims(op, self.inputs, arguments)
+        for name, dim in self.derived:
+            size = dim.value({**_integers(arguments), **dims})
+            if size is not None:
+                dims.setdefault(name, size)
+        return dims
 
 
-def meta_outputs(
-    op: str, terms: tuple[Term, ...], outputs: tuple[Term, ...], arguments: Mapping[str, Any]
-) -> torch.Tensor | tuple[torch.Tensor, ...] | None:
+def _integers(arguments: Mapping[str, Any]) -> dict[str, int]:
+    return {name: v for name, v in arguments.items() if isinstance(v, int) and not isinstance(v, bool)}
+
+
+def meta_outputs(op: str, line: Line, arguments: Mapping[str, Any]) -> torch.Tensor | tuple[torch.Tensor, ...] | None:
     """What a call returns, as meta tensors: shapes and dtypes only, from the line alone."""
-    sizes = {name: v for name, v in arguments.items() if isinstance(v, int) and not isinstance(v, bool)}
-    sizes |= bind_dims(op, terms, arguments)
+    sizes = {**_integers(arguments), **line.bind(op, arguments)}
     made = []
-    for term in outputs:
+    for term in line.outputs:
         shape = [dim.value(sizes) for dim in term.dims]
+        if term.any_shape:
+            shape = list(term.find(arguments).shape)
         assert None not in shape, f"{op}: {term.path} has an unknown dimension"
-        made.append(torch.empty(shape, dtype=_output_dtype(term, terms, arguments), device="meta"))  # type: ignore[arg-type]
+        dtype = _output_dtype(term, line.inputs, arguments)
+        made.append(torch.empty(shape, dtype=dtype, device="meta"))  # type: ignore[arg-type]
     return None if not made else made[0] if len(made) == 1 else tuple(made)
 
 
@@ -175,6 +217,8 @@ def bind_dims(op: str, terms: tuple[Term, ...], arguments: Mapping[str, Any]) ->
             continue
         _check_kind(op, term, value)
         shape = term.shape_of(value)
+        if term.any_shape:
+            continue
         if len(shape) != len(term.dims):
             raise OperatorError(f"{op}: {term.path} has shape {list(shape)}; expected {_expected(term, {})}")
         found.append((term, shape))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dsv3.errors import UsageError, nearest
-from dsv3.ops.shapes import Term, bind_dims, meta_outputs, parse_line
+from dsv3.ops.shapes import Line, Term, meta_outputs
 
 # Dimensions that change between steps other than with the number of tokens: unknown when kernels are bound.
 STEP_DIMS = frozenset({"S", "Tk", "L", "pages", "page_size", "slots", "maxp"})
@@ -33,19 +33,23 @@ class OpSpec:
     dims: tuple[str, ...]
     reference: Callable[..., Any]
     decompose: Callable[..., Any] | None
-    terms: tuple[Term, ...]
-    outputs: tuple[Term, ...]
+    line: Line
     defaults: Mapping[str, Any]
     parameters: tuple[str, ...]
     portable: bool = False
 
     def bind(self, arguments: Mapping[str, Any]) -> dict[str, int]:
         """Sizes of the dimensions of a call; OperatorError if the arguments do not fit."""
-        return bind_dims(self.name, self.terms, arguments)
+        return self.line.bind(self.name, arguments)
 
     def meta(self, arguments: Mapping[str, Any]) -> Any:
         """What a call returns, as meta tensors, from its shapes and dtypes alone: the operator's fake implementation."""
-        return meta_outputs(self.name, self.terms, self.outputs, arguments)
+        return meta_outputs(self.name, self.line, arguments)
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The arguments with a shape."""
+        return self.line.inputs
 
     @property
     def activation(self) -> str | None:
@@ -100,7 +104,7 @@ def _register(
     function: Callable[..., Any], line: str, mutates: tuple[str, ...], composite: bool, portable: bool = False
 ) -> Callable[..., Any]:
     name = function.__name__
-    terms, outputs = parse_line(line)
+    parsed = Line.parse(line)
     parameters = list(inspect.signature(function).parameters.values())[1 if composite else 0 :]
     order = tuple(p.name for p in parameters)
     defaults = {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -110,7 +114,7 @@ def _register(
     def reference(*args: Any, **kwargs: Any) -> Any:
         arguments = {**dict(zip(order, args, strict=False)), **kwargs} if args else kwargs
         if len(arguments) == len(args) + len(kwargs) <= len(order):  # otherwise the call below says what is wrong
-            bind_dims(name, terms, {**defaults, **arguments})
+            parsed.bind(name, {**defaults, **arguments})
         return call(*args, **kwargs)
 
     reference.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -120,11 +124,10 @@ def _register(
         since=1,
         signature=_signature(name, parameters, line, mutates),
         mutates=mutates,
-        dims=tuple(dict.fromkeys(n for t in terms for d in t.dims for n in d.names)),
+        dims=parsed.names,
         reference=reference,
         decompose=function if composite else None,
-        terms=terms,
-        outputs=outputs,
+        line=parsed,
         defaults=defaults,
         parameters=order,
         portable=portable,
@@ -133,7 +136,8 @@ def _register(
 
 
 def _signature(name: str, parameters: list[inspect.Parameter], line: str, mutates: tuple[str, ...]) -> str:
-    written = {t.split("[")[0].split("{")[0].split("<")[0]: t for t in line.partition("->")[0].split()}
+    words = [word for word in line.partition("->")[0].split() if "=" not in word]
+    written = {t.split("[")[0].split("{")[0].split("<")[0]: t for t in words}
     arguments = []
     for p in parameters:
         text = written.get(p.name, p.name) + ("!" if p.name in mutates else "")
