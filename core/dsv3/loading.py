@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from dsv3.checkpoint.folder import folder_config, model_folder, preset_config
-from dsv3.checkpoint.layout import open_checkpoint
+from dsv3.checkpoint.layout import has_weights, open_checkpoint
 from dsv3.checkpoint.reader import Reader, check_plan
 from dsv3.checkpoint.validate import LoadPlan, plan_load
+from dsv3.engine.text import Tokenizer
 from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.graph.config import ModelConfig
 from dsv3.plugin import CacheSpec, KvDType, Prepared, Quant
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from dsv3.dispatch.bind import Binding, Layout
     from dsv3.dispatch.choose import Source
+    from dsv3.dispatch.placement import Placement
     from dsv3.engine.model import Model
     from dsv3.graph.transformer import Transformer
     from dsv3.graph.weights import ModelWeights
@@ -65,53 +67,104 @@ def load(
 
     Raises UsageError, BackendUnavailable, CheckpointError, UnsupportedModel.
     """
-    _check_words(dtype, quant, kv_dtype)
-    if threads is not None and (not isinstance(threads, int) or threads < 1):
-        raise UsageError(f"threads is {threads!r}; expected a positive integer")
-    meta = device == "meta"
+    asked = _Request(model, backend, device, dtype, quant, kv_dtype, pins, strict, mtp, emulate)
+    asked.check(threads)
+    return _load(replace(asked, device=None if device == "meta" else device), device == "meta", threads, progress)
+
+
+def place(
+    model: str,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    dtype: str | None = None,
+    quant: Quant | None = None,
+    kv_dtype: KvDType | None = None,
+    pins: Mapping[str, str] = {},
+    strict: bool = False,
+    emulate: bool | str = False,
+) -> Placement:
+    """The placement that `load` with the same arguments would give, without reading weights: what `dsv3 explain` shows."""
+    asked = _Request(model, backend, device, dtype, quant, kv_dtype, pins, strict, True, emulate)
+    asked.check(None)
+    return _load(asked, True, None, False).placement()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What a caller asks for."""
+
+    model: str
+    backend: str
+    device: str | None
+    dtype: str | None
+    quant: Quant | None
+    kv_dtype: KvDType | None
+    pins: Mapping[str, str]
+    strict: bool
+    mtp: bool
+    emulate: bool | str
+
+    def check(self, threads: int | None) -> None:
+        """UsageError for an argument of the wrong type, or a word that is not known."""
+        if not isinstance(self.model, str | os.PathLike):
+            raise UsageError(f"model is {self.model!r}; expected a folder or a name")
+        for name in ("backend", "device", "emulate"):
+            value = getattr(self, name)
+            optional = (name == "device" and value is None) or (name == "emulate" and isinstance(value, bool))
+            if not optional and not isinstance(value, str):
+                raise UsageError(f"{name} is {value!r}; expected a string")
+        if not isinstance(self.pins, Mapping) or not all(isinstance(t, str) for pin in self.pins.items() for t in pin):
+            raise UsageError(f"pins is {self.pins!r}; expected a mapping of operator to 'backend.kernel'")
+        for what, value, known in (
+            ("dtype", self.dtype, DTYPES),
+            ("quant", self.quant, get_args(Quant)),
+            ("kv_dtype", self.kv_dtype, get_args(KvDType)),
+        ):
+            if value is not None and value not in known:
+                raise UsageError(f"{what} {value!r} is not one of {', '.join(known)}{nearest(str(value), known)}")
+        if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 4096):
+            raise UsageError(f"threads is {threads!r}; expected an integer from 1 to 4096")
+
+
+def _load(asked: _Request, meta: bool, threads: int | None, progress: bool | None) -> Model:
+    model = os.fspath(asked.model)
     folder = model_folder(model, meta)
     config = preset_config(model) if folder is None else folder_config(folder)
-    reader, plan, checked = Reader(), LoadPlan(), False
-    if folder is not None and not meta:
-        plan = plan_load(config, open_checkpoint(folder), folder, mtp)
-        if checked := plan.nbytes <= EARLY_CHECK_BYTES:
+    reader, plan, checked, tokenizer = Reader(), LoadPlan(), False, None
+    if folder is not None:
+        if not meta or has_weights(folder):
+            plan = plan_load(config, open_checkpoint(folder), folder, asked.mtp)
+        if not meta and (checked := plan.nbytes <= EARLY_CHECK_BYTES):
             check_plan(plan, reader)
+        tokenizer = Tokenizer.from_folder(folder)
 
     import torch
 
-    from dsv3.dispatch.choose import choose
+    from dsv3.dispatch.choose import choose, torch_device
     from dsv3.dispatch.registration import BadRegistration
 
     if threads is not None:
         torch.set_num_threads(threads)
     name = folder.name if folder is not None and model != "demo" else model
-    emulated = "default" if emulate is True else emulate or None
+    emulated = "default" if asked.emulate is True else asked.emulate or None
     rejected: dict[str, str] = {}
     while True:
-        source = choose(backend, device, emulated, rejected)
+        source = choose(asked.backend, asked.device, emulated, rejected)
         source.notes += [f"{name}: {reason}" for name, reason in rejected.items()]
-        formats = _formats(config, source, dtype, quant, kv_dtype, plan)
-        place = torch.device("meta") if meta else source.backend.torch_device(source.device)
         try:
-            built, weights, binding, paths = _build(config, source, formats, pins, strict, mtp, place, name, folder)
+            formats = _formats(config, source, asked.dtype, asked.quant, asked.kv_dtype, plan)
+            device = torch.device("meta") if meta else torch_device(source)
+            built, weights, binding, paths = _build(config, source, formats, asked, device, name)
             break
         except BadRegistration as error:
-            if backend != "auto" or source.name == "reference":
+            if asked.backend != "auto" or source.name == "reference":
                 raise
             rejected[source.name] = str(error)
+    built.tokenizer = tokenizer
     if not meta:
-        _fill(config, weights, plan, reader, place, source, binding, paths, checked, progress)
+        _fill(config, weights, plan, reader, device, source, binding, paths, checked, progress)
     return built
-
-
-def _check_words(dtype: str | None, quant: str | None, kv_dtype: str | None) -> None:
-    for what, value, known in (
-        ("dtype", dtype, DTYPES),
-        ("quant", quant, get_args(Quant)),
-        ("kv_dtype", kv_dtype, get_args(KvDType)),
-    ):
-        if value is not None and value not in known:
-            raise UsageError(f"{what} {value!r} is not one of {', '.join(known)}{nearest(str(value), known)}")
 
 
 def _formats(
@@ -127,53 +180,44 @@ def _formats(
 
 
 def _build(
-    config: ModelConfig,
-    source: Source,
-    formats: _Formats,
-    pins: Mapping[str, str],
-    strict: bool,
-    mtp: bool,
-    place: torch.device,
-    name: str,
-    folder: Path | None,
+    config: ModelConfig, source: Source, formats: _Formats, asked: _Request, place: torch.device, name: str
 ) -> tuple[Model, ModelWeights, Binding, dict[int, str]]:
     """The model over meta weights, with every call site bound."""
     import torch
 
     from dsv3.dispatch.bind import Binder
+    from dsv3.dispatch.choose import cache_spec
     from dsv3.dispatch.placement import Placement
     from dsv3.dispatch.select import Catalogue
     from dsv3.dispatch.site import Sites
     from dsv3.engine.model import Model
-    from dsv3.engine.text import Tokenizer
     from dsv3.graph.transformer import Transformer
     from dsv3.graph.weights import meta_weights, walk
     from dsv3.graph.yarn import cos_sin_table
 
     torch_dtype = getattr(torch, formats.dtype)
-    weights = meta_weights(config, torch_dtype, formats.quant, cos_sin_table(config, "meta"), mtp, formats.mtp_quant)
+    weights = meta_weights(config, torch_dtype, formats.quant, cos_sin_table(config, "meta"), asked.mtp, formats.mtp_quant)
     paths = {id(value): path for path, _, _, value in walk(weights)}
     sites = Sites()
     graph = Transformer(config, weights, sites)
     sample = sites("gumbel_argmax", "sampler")
     chosen = Catalogue(source)
     reference = chosen if source.name == "reference" else Catalogue(_reference_on(source))
-    spec = source.backend.cache_spec(source.device, formats.kv_dtype)
+    spec = cache_spec(source, formats.kv_dtype)
     for run in (0, 1):
         with sites.recording(run):
             _trace(graph, config, torch_dtype, spec, run + 1, sample)
-    binding = Binder(chosen, reference, _pinned(pins, source, chosen, reference)).bind(sites)
+    binding = Binder(chosen, reference, _pinned(asked.pins, source, chosen, reference)).bind(sites)
     placement = Placement(
         source.name, source.device, binding, name, formats.dtype, formats.quant, spec.kv_dtype, list(source.notes)
     )
-    if strict and (fallbacks := placement.fallbacks()):
+    if asked.strict and (fallbacks := placement.fallbacks()):
         reasons = {d.op: "; ".join(f"{k}: {r}" for k, r in d.rejected) for _, _, d in placement.decisions() if d.fallback}
         listed = "; ".join(f"{op} ({reasons[op]})" for op in fallbacks)
         raise BackendUnavailable(
             f"strict: backend {source.name!r} leaves {len(fallbacks)} operators to the reference: {listed}"
         )
     model = Model(config, graph, sample, placement, spec, source, place, torch_dtype)
-    model.tokenizer = Tokenizer.from_folder(folder) if folder is not None else None
     return model, weights, binding, paths
 
 

@@ -67,10 +67,12 @@ class Resolved:
 
 def config_path() -> Path:
     """The TOML file: $DSV3_CONFIG, else dsv3/config.toml in the user's configuration folder."""
-    if path := os.environ.get("DSV3_CONFIG"):
-        return Path(path).expanduser()
+    named = os.environ.get("DSV3_CONFIG")
     root = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
-    return Path(root).expanduser() / "dsv3" / "config.toml"
+    try:
+        return Path(named).expanduser() if named else Path(root).expanduser() / "dsv3" / "config.toml"
+    except RuntimeError as error:  # ~ of a user who does not exist
+        raise UsageError(f"the folder of settings {named or root!r}: {error}; set DSV3_CONFIG to a file") from error
 
 
 def resolve(flags: Mapping[str, Any]) -> dict[str, Resolved]:
@@ -93,7 +95,8 @@ def resolve(flags: Mapping[str, Any]) -> dict[str, Resolved]:
 
 def _variables() -> dict[str, str]:
     known = {PREFIX + name.upper() for name in SETTINGS} | OTHER_VARIABLES.keys()
-    present = {k: v for k, v in os.environ.items() if k.startswith(PREFIX)}
+    # An empty variable counts as unset, as in a shell.
+    present = {k: v for k, v in os.environ.items() if k.startswith(PREFIX) and v}
     for name in present:
         if name not in known:
             raise UsageError(f"environment variable {name} is not a setting of dsv3{nearest(name, known)}; unset it")
@@ -103,7 +106,7 @@ def _variables() -> dict[str, str]:
 def _file() -> dict[str, Any]:
     path = config_path()
     if not path.exists():
-        if "DSV3_CONFIG" in os.environ:
+        if os.environ.get("DSV3_CONFIG"):
             raise UsageError(f"DSV3_CONFIG names {path}, which does not exist; create it or unset the variable")
         return {}
     try:
@@ -124,5 +127,7 @@ def _converted(setting: Setting, text: str, where: str) -> Any:
 
 
 def _typed(setting: Setting, value: Any, path: Path) -> Any:
+    if not isinstance(value, str | int | float):
+        raise UsageError(f"{path}: {setting.name} is {value!r}; expected one value; it sets: {setting.help}")
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return _converted(setting, text, f"{path}: {setting.name}")

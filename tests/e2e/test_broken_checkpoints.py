@@ -19,8 +19,10 @@ from safetensors.torch import load_file, save_file
 
 import dsv3
 from dsv3.cli import main
+from dsv3.graph.config_hf import from_hf
 from dsv3.graph.weights import walk
 from dsv3.plugin import Prepared
+from dsv3.resources import resources
 from tests.support.checkpoints import FP8, TINY, parse_file, poke, random_tensors, raw_file, write_demo, write_hf, write_index
 
 SINGLE = "model.safetensors"
@@ -44,6 +46,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "sharded": write_hf(root / "sharded", TINY, tensors, shards=2),
         "fp8": write_hf(root / "fp8", config, random_tensors(TINY, fp8=True)),
         "demo": write_demo(root / "demo", TINY, random_tensors(TINY), 2),
+        "story": resources("configs", "demo"),
     }
 
 
@@ -52,6 +55,14 @@ def config(**fields: Any) -> Break:
         path = folder / "config.json"
         values = {**json.loads(path.read_text()), **fields}
         path.write_text(json.dumps({k: v for k, v in values.items() if v != "absent"}))
+
+    return change
+
+
+def tokenizer(**fields: Any) -> Break:
+    def change(folder: Path) -> None:
+        path = folder / "tokenizer_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
     return change
 
@@ -121,6 +132,42 @@ def expert_twice(folder: Path) -> None:
     tensors(lambda t: t.update({name: expert}), "model1-mp2.safetensors")(folder)
 
 
+def many_keys(folder: Path) -> None:
+    keys = ",".join(f'"{i:x}":0' for i in range(150_000))
+    raw_file(folder / SINGLE, ("{" + keys + ',"0":0}').encode())
+
+
+def many_tensors(folder: Path) -> None:
+    empty = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
+    raw_file(folder / SINGLE, ("{" + ",".join(f'"{i:x}":{empty}' for i in range(200_000)) + "}").encode())
+
+
+def pipe(name: str) -> Break:
+    def replace_by_pipe(folder: Path) -> None:
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+
+    return replace_by_pipe
+
+
+def endless(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "config.json").symlink_to("/dev/zero")
+
+
+def other_spelling(folder: Path) -> None:
+    """Rank 1's part under Hugging Face's name, in rank 0's file."""
+    first, second = (load_file(folder / f"model{r}-mp2.safetensors") for r in (0, 1))
+    first["layers.0.self_attn.q_b_proj.weight"] = second.pop("layers.0.attn.wq_b.weight")
+    save_file(first, folder / "model0-mp2.safetensors")
+    save_file(second, folder / "model1-mp2.safetensors")
+
+
+def billion_ranks(folder: Path) -> None:
+    (folder / "model0-mp2.safetensors").rename(folder / "model0-mp1000000000.safetensors")
+    (folder / "model1-mp2.safetensors").unlink()
+
+
 def many_layers(folder: Path) -> None:
     config(num_hidden_layers=10**9)(folder)
 
@@ -166,7 +213,18 @@ KINDS: dict[str, tuple[str, Break, tuple[str, ...]]] = {
     "no weights": ("single", lambda f: (f / SINGLE).unlink(), ("no weights",)),
     "pickle only": ("single", lambda f: (f / SINGLE).rename(f / "pytorch_model.bin"), ("pickled weights are never read",)),
     "shards without index": ("sharded", lambda f: (f / INDEX).unlink(), ("without an index",)),
+    "duplicate among 150,000 keys": ("single", many_keys, ("0", "several")),
+    "200,000 empty tensors": ("single", many_tensors, ("at most 100000 tensors",)),
+    "dtype a list": ("single", header(lambda t: t[Q_A].update(dtype=["BF16"])), (Q_A, "dtype")),
+    "dtype an object": ("single", header(lambda t: t[Q_A].update(dtype={})), (Q_A, "dtype")),
+    "weights a pipe": ("single", pipe(SINGLE), (SINGLE,)),
+    "index a pipe": ("sharded", pipe(INDEX), (INDEX, "regular file")),
+    "config a pipe": ("single", pipe("config.json"), ("config.json", "regular file")),
+    "config without end": ("single", endless, ("config.json", "regular file")),
     # index
+    "shard name too long": ("sharded", index(lambda m: m.update({Q_A: "a" * 300 + ".safetensors"})), ("plain file names",)),
+    "shard name of two lines": ("sharded", index(lambda m: m.update({Q_A: "a.safetensors\n"})), ("plain file names",)),
+    "total a string": ("sharded", index(lambda m: None, total_size="12"), ("total_size",)),
     "index not JSON": ("sharded", write(INDEX, b"{"), (INDEX, "JSON")),
     "index without map": ("sharded", write(INDEX, b'{"weight_map": 3}'), (INDEX, "weight_map")),
     "path traversal": ("sharded", index(lambda m: m.update({Q_A: "../../etc/passwd.safetensors"})), ("plain file names",)),
@@ -202,6 +260,7 @@ KINDS: dict[str, tuple[str, Break, tuple[str, ...]]] = {
     "negative scale": ("fp8", one(SCALE, [-0.5]), (SCALE, "positive scales", "-0.5")),
     "FP8 NaN code": ("fp8", one(Q_A, [0x7F], np.uint8), (Q_A, "NaN codes")),
     "FP8 negative NaN code": ("fp8", one(EXPERT, [0xFF], np.uint8), (EXPERT, "NaN codes")),
+    "scale near the largest float": ("fp8", one(SCALE, [3e38]), (SCALE, "3e+38")),
     "missing scale": ("fp8", drop(SCALE), (SCALE, "scales [1, 2]")),
     "scale grid of one": ("fp8", set_to(SCALE, torch.ones(1, 1)), (SCALE, "[1, 2]", "[1, 1]")),
     "bf16 scales": ("fp8", set_to(SCALE, torch.ones(1, 2, dtype=torch.bfloat16)), (SCALE, "F32")),
@@ -217,6 +276,17 @@ KINDS: dict[str, tuple[str, Break, tuple[str, ...]]] = {
         ("norm.weight", "[7]"),
     ),
     "expert in two ranks": ("demo", expert_twice, ("experts.0.w1",)),
+    "a billion ranks": (
+        "demo",
+        billion_ranks,
+        ("model1-mp1000000000.safetensors",),
+    ),
+    "another spelling": ("demo", other_spelling, ("self_attn.q_b_proj", "inference demo")),
+    "ranks with other norms": (
+        "demo",
+        tensors(lambda t: t["norm.weight"].mul_(2), "model1-mp2.safetensors"),
+        ("norm.weight", "the same bytes"),
+    ),
     "foreign name": ("demo", tensors(lambda t: t.update({"bogus": torch.ones(1)}), "model0-mp2.safetensors"), ("bogus",)),
     # config
     "no config": ("single", lambda f: (f / "config.json").unlink(), ("config.json",)),
@@ -234,6 +304,22 @@ KINDS: dict[str, tuple[str, Break, tuple[str, ...]]] = {
     "config without MTP": ("single", config(num_nextn_predict_layers=0), ("layers.2", "num_nextn_predict_layers")),
     "more experts than there are": ("single", config(num_experts_per_tok=9), ("num_experts_per_tok",)),
     "groups that do not divide": ("single", config(n_group=3), ("n_group",)),
+    "rope_theta of one": ("single", config(rope_theta=1), ("rope_theta",)),
+    "rope_theta of 400 digits": ("single", config(rope_theta=10**400), ("rope_theta", "a huge integer")),
+    "beta of zero": ("single", config(rope_scaling={**TINY["rope_scaling"], "beta_fast": 0}), ("beta_fast",)),
+    "factor of zero": ("single", config(rope_scaling={**TINY["rope_scaling"], "factor": 0}), ("factor",)),
+    "mscale of 1e300": ("single", config(rope_scaling={**TINY["rope_scaling"], "mscale_all_dim": 1e300}), ("mscale_all_dim",)),
+    "scaling of 1e300": ("single", config(routed_scaling_factor=1e300), ("routed_scaling_factor",)),
+    "eps of 1e300": ("single", config(rms_norm_eps=1e300), ("rms_norm_eps",)),
+    "a size of 10^18": ("single", config(hidden_size=10**18), ("hidden_size",)),
+    "positions without end": ("single", config(max_position_embeddings=1 << 40), ("max_position_embeddings",)),
+    "eos outside the vocabulary": ("single", config(eos_token_id=64), ("eos_token_id", "vocabulary of 64")),
+    "tokenizer a pipe": ("single", pipe("tokenizer.json"), ("tokenizer.json", "regular file")),
+    "template not UTF-8": ("story", write("chat_template.jinja", b"\xff"), ("chat_template.jinja", "UTF-8")),
+    "template a folder": ("story", lambda f: (f / "chat_template.jinja").mkdir(), ("chat_template.jinja", "regular file")),
+    "template a list of text": ("story", tokenizer(chat_template=["a"]), ("chat_template",)),
+    "template without text": ("story", tokenizer(chat_template=[{"name": "default"}]), ("chat_template",)),
+    "BOS that is no token": ("story", tokenizer(bos_token="<nope>"), ("bos_token", "<nope>")),
     "broken tokenizer": ("single", write("tokenizer.json", b"{}"), ("tokenizer.json",)),
     # not supported, by name
     "V4": ("single", config(model_type="deepseek_v4"), ("DeepSeek-V4", "supported are deepseek_v3")),
@@ -345,3 +431,60 @@ def test_an_mtp_module_left_in_bf16_stays_so(tmp_path: Path) -> None:
     assert {q for p, q in kept.items() if p.startswith("layers.")} == {"fp8-w8a16"}
     assert {q for p, q in kept.items() if p.startswith("mtp.")} == {"none"}
     assert model.mtp_logits([0, 5, 9]).isfinite().all()
+
+
+QUIRKS: dict[str, dict[str, Any]] = {
+    "whole floats": {"vocab_size": 64.0, "rope_scaling": {**TINY["rope_scaling"], "original_max_position_embeddings": 32.0}},
+    "integers for floats": {"routed_scaling_factor": 2, "rope_theta": 10000, "rms_norm_eps": 0.000001},
+    "both rope keys": {"rope_scaling": {**TINY["rope_scaling"], "rope_type": None}},
+    "torch. in the dtype": {"torch_dtype": "torch.bfloat16"},
+    "nulls": {"moe_layer_freq": None, "norm_topk_prob": None, "topk_method": None, "scoring_func": None, "attention_bias": None,
+              "quantization_config": None, "num_key_value_heads": None},
+    "lists of ids": {"eos_token_id": [1, 5], "bos_token_id": None},
+    "much that is ignored": {"aux_loss_alpha": 0.001, "auto_map": {"AutoConfig": "x.Y"}, "ep_size": 1, "use_cache": True,
+                             "pretraining_tp": 1, "attention_dropout": 0.0, "head_dim": 8, "transformers_version": "4.33.1"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("quirk", QUIRKS)
+def test_harmless_quirks_load(quirk: str, whole: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(whole["single"], folder)
+    config(**QUIRKS[quirk])(folder)
+    assert dsv3.load(str(folder)).logits([0, 5]).isfinite().all()
+
+
+def test_more_harmless_quirks(whole: dict[str, Path], tmp_path: Path) -> None:
+    """A byte order mark, old inv_freq tensors, a cache whose blobs are a link to another disk."""
+    folder = tmp_path / "elsewhere" / "snapshots" / "abc"
+    shutil.copytree(whole["single"], folder)
+    text = (folder / "config.json").read_bytes()
+    (folder / "config.json").write_bytes(b"\xef\xbb\xbf" + text)
+    set_to("model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4))(folder)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "elsewhere" / "blobs").symlink_to(tmp_path / "disk")
+    (folder / SINGLE).rename(tmp_path / "disk" / "0123")
+    (folder / SINGLE).symlink_to("../../blobs/0123")
+    assert torch.equal(dsv3.load(str(folder)).logits([0, 5]), dsv3.load(str(whole["single"])).logits([0, 5]))
+
+
+def test_a_v3_config_that_leaves_fields_out_means_what_it_does_in_transformers() -> None:
+    short = {
+        k: v for k, v in TINY.items() if k not in ("n_group", "topk_group", "routed_scaling_factor", "first_k_dense_replace")
+    }
+    found = from_hf({**short, "n_routed_experts": 64})
+    assert (found.n_group, found.topk_group, found.routed_scaling_factor, found.first_k_dense_replace) == (8, 4, 2.5, 3)
+    none = from_hf({**short, "n_group": None, "topk_group": None})
+    assert (none.n_group, none.topk_group) == (1, 1)
+
+
+def test_explain_checks_the_headers_too(whole: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(whole["single"], folder)
+    config(num_hidden_layers=900)(folder)
+    start = time.perf_counter()
+    assert main(["explain", "moe", "--model", str(folder)]) == 4
+    assert time.perf_counter() - start < 1
+    (folder / SINGLE).unlink()  # a configuration alone can be planned
+    config(num_hidden_layers=3)(folder)
+    assert main(["explain", "moe", "--model", str(folder)]) == 0

@@ -15,6 +15,7 @@ import pytest
 
 import dsv3
 from dsv3.cli import main
+from dsv3.resources import resources
 
 DSV3 = [sys.executable, "-m", "dsv3"]
 
@@ -100,6 +101,13 @@ def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
         (["run", "x", "--model", "671B"], 2, ["configuration without weights"]),
         (["run", "x", "--model", "67B"], 2, ["did you mean '671B'"]),
         (["run", "x", "--draft", "eagle"], 2, ["'eagle'"]),
+        (["run", "x", "--device", "cpu:²"], 2, ["family:index"]),
+        (["run", "x", "--threads", "99999999999"], 2, ["threads is 99999999999"]),
+        (["run", "x", "--model", "~nosuchuser/x"], 2, ["~nosuchuser"]),
+        (["run", "x", "--model", "a" * 300], 2, ["aaa"]),
+        (["run", "--interactive", "--json"], 2, ["--json"]),
+        (["run", "caf\udce9"], 2, ["not UTF-8"]),
+        (["explain", "silu_mul", "--device", "cuda:7"], 3, ["cuda:7"]),
         (["explain", "mla_decod"], 2, ["did you mean 'mla_decode'"]),
         (["explain", "moe", "--tokens", "0"], 2, ["--tokens is 0"]),
     ],
@@ -225,3 +233,54 @@ def test_start_up_takes_under_150_ms(command: list[str]) -> None:
     seconds, python = _best_of([sys.executable, *command]), _best_of([sys.executable, "-c", ""])
     print(f"{' '.join(command)}: {seconds * 1000:.0f} ms, of which Python alone {python * 1000:.0f} ms")
     assert seconds < 0.150
+
+
+# -- streams
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    script = f'D="{sys.executable} -m dsv3"; {command}'
+    return subprocess.run(["bash", "-c", script], capture_output=True, env={**os.environ, **environment}, timeout=120)
+
+
+def test_closed_streams_are_no_error() -> None:
+    assert shell("$D run Once --max-new-tokens 2 2>&-").returncode == 0
+    assert shell("$D run Once --max-new-tokens 2 >&-").returncode == 0
+    done = shell("$D run --backend nope x 2>&-")
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert shell("$D run --interactive --max-new-tokens 2 <&-").returncode == 0
+    assert shell("$D run <&-").returncode == 2
+
+
+def test_input_that_is_not_utf8_is_a_usage_error_before_anything_is_loaded() -> None:
+    done = shell("printf '\\xff\\xfe' | $D run --max-new-tokens 2")
+    assert done.returncode == 2 and b"not UTF-8" in done.stderr and b"reference" not in done.stderr
+    done = shell("printf '\\xff\\nA\\n' | $D run --interactive --max-new-tokens 2")
+    assert done.returncode == 0 and b"not UTF-8" in done.stderr and len(done.stdout.splitlines()) == 1
+
+
+def test_a_narrow_encoding_is_no_error() -> None:
+    done = shell("$D run 'Once \u00e9' --json --max-new-tokens 2", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and json.loads(done.stdout.decode().replace("\\x", "\\u00"))["ids"]
+
+
+def test_debug_may_be_a_variable_but_not_a_prompt() -> None:
+    assert b"Traceback" in shell("$D run x --backend nope", DSV3_DEBUG="1").stderr
+    assert b"Traceback" not in shell("$D run --backend nope -- --debug").stderr
+
+
+def test_an_empty_variable_counts_as_unset() -> None:
+    assert shell("$D run x --max-new-tokens 1", DSV3_MODEL="", DSV3_BACKEND="", DSV3_CONFIG="").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"device": 5}, {"backend": None}, {"pins": None}, {"pins": ["a"]}, {"pins": {5: "a.b"}}, {"threads": True}, {"dtype": 5}],
+)
+def test_load_refuses_wrong_types(wrong: dict[str, object]) -> None:
+    with pytest.raises(dsv3.UsageError):
+        dsv3.load("demo", **wrong)
+    for model in (None, 5, "a\0b"):
+        with pytest.raises(dsv3.UsageError):
+            dsv3.load(model)
+    assert dsv3.load(resources("configs", "demo")).placement().model == "demo"

@@ -4,6 +4,8 @@ asked for."""
 from __future__ import annotations
 
 import importlib
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +33,32 @@ BROKEN: dict[str, tuple[str, str]] = {
         "OSError: no driver",
     ),
     "probe_exits": (good("probe_exits", body="def probe(self, device):\n    raise SystemExit(3)"), "SystemExit: 3"),
+    "property_raises": (
+        good("property_raises", body="@property\ndef capture(self):\n    raise RuntimeError('lazy')"),
+        "RuntimeError: lazy",
+    ),
+    "device_text": (good("device_text", body="def devices(self, emulate=None):\n    return ['cpu']"), "'cpu', which is no"),
+    "device_bytes": (
+        good("device_bytes", body="def devices(self, emulate=None):\n    return [Device('x', 'y', name=b'z')]"),
+        "name is b'z'",
+    ),
+    "device_many": (
+        good("device_many", body="def devices(self, emulate=None):\n    while True:\n        yield Device('x', 'y')"),
+        "more than 256 devices",
+    ),
+    "state_typo": (good("state_typo", body="def probe(self, d):\n    return Probe('usabel')"), "did you mean 'usable'"),
+    "capability_dict": (
+        good("capability_dict", body="def probe(self, d):\n    return Probe('usable', {'dtypes': []})"),
+        "capability {",
+    ),
+    "dtypes_none": (
+        good("dtypes_none", body="def probe(self, d):\n    return Probe('usable', Capability(dtypes=None))"),
+        "dtypes is None",
+    ),
+    "detail_none": (
+        good("detail_none", body="def probe(self, d):\n    return Probe('error', None, None, None)"),
+        "detail is None",
+    ),
     "probe_lies": (good("probe_lies", body="def probe(self, device):\n    return True"), "answered True"),
     "probe_hangs": (
         good("probe_hangs", body="def probe(self, device):\n    import time\n    time.sleep(20)"),
@@ -57,6 +85,43 @@ MISREGISTERED: dict[str, tuple[str, str]] = {
     "no_module": (_kernel("no_module", "'silu_mul', 'k', 'no_such_module_x:f'"), "No module named 'no_such_module_x'"),
     "bad_need": (_kernel("bad_need", "'silu_mul', 'k', 'shutil:move', needs=(Divides('Q', 8),)"), "needs dimension 'Q'"),
     "bad_layout": (_kernel("bad_layout", "'quant_linear', 'k', 'shutil:move', layouts={'x': 'y'}"), "no Prepared argument"),
+    "op_none": (_kernel("op_none", "None, 'k', 'a:b'"), "op is None"),
+    "target_none": (_kernel("target_none", "'silu_mul', 'k', None"), "target is None"),
+    "needs_none": (_kernel("needs_none", "'silu_mul', 'k', 'a:b', needs=None"), "needs is None"),
+    "priority_text": (_kernel("priority_text", "'silu_mul', 'k', 'a:b', priority='high'"), "priority is 'high'"),
+    "divides_zero": (_kernel("divides_zero", "'silu_mul', 'k', 'a:b', needs=(Divides('I', 0),)"), "no positive integer"),
+    "at_most_text": (_kernel("at_most_text", "'silu_mul', 'k', 'a:b', needs=(AtMost('I', '64'),)"), "no positive integer"),
+    "accepts_number": (_kernel("accepts_number", "'silu_mul', 'k', 'a:b', accepts=5"), "accepts is 5"),
+    "kernels_many": (
+        good(
+            "kernels_many",
+            family="newfamily",
+            body="def kernels(self, d):\n    while True:\n        yield Kernel('silu_mul', 'k', 'a:b')",
+        ),
+        "more than 10000 kernels",
+    ),
+    "torch_device_raises": (
+        good(
+            "torch_device_raises", family="newfamily", body="def torch_device(self, d):\n    raise OSError('no driver library')"
+        ),
+        "OSError: no driver library",
+    ),
+    "torch_device_lies": (
+        good(
+            "torch_device_lies",
+            family="newfamily",
+            body="def torch_device(self, d):\n    import torch\n    return torch.device('cuda', 0)",
+        ),
+        "torch_device() of backend",
+    ),
+    "cache_spec_none": (
+        good("cache_spec_none", family="newfamily", body="def cache_spec(self, d, kv):\n    return None"),
+        "no dsv3.plugin.CacheSpec",
+    ),
+    "page_size_zero": (
+        good("page_size_zero", family="newfamily", body="def cache_spec(self, d, kv):\n    return CacheSpec(0, kv)"),
+        "page_size 0",
+    ),
     "future": (_kernel("future", "'silu_mul', 'k', 'shutil:move', since=9"), "version 9 of silu_mul"),
     "kernels_raise": (good("kernels_raise", body="def kernels(self, device):\n    raise KeyError('x')"), "KeyError: 'x'"),
 }
@@ -84,7 +149,6 @@ def test_broken_plugin_is_explained_and_harms_nobody(name: str, install: Callabl
     assert reason in states[name][1].detail
     with pytest.raises(dsv3.BackendUnavailable) as caught:
         dsv3.load("demo", backend=name)
-    assert str(caught.value).startswith(states[name][1].detail[:40]) or reason in str(caught.value)
     assert reason in str(caught.value)
     assert dsv3.load("demo", backend="reference").generate("Once", max_new_tokens=1).ids
 
@@ -176,3 +240,37 @@ def test_auto_takes_the_only_accelerator_and_asks_between_two(install: Callable[
     install("two", good("two", family="newfamily"))
     with pytest.raises(dsv3.BackendUnavailable, match="choose one with --backend"):
         dsv3.load("demo")
+
+
+@pytest.mark.parametrize("damage", ["no metadata", "nonsense", "not utf-8", "somebody else's"])
+def test_damaged_metadata_of_one_package_hides_no_other(damage: str, install: Callable[..., None], tmp_path: Path) -> None:
+    install("damaged", good("damaged"))
+    install("sound", good("sound"))
+    (info,) = tmp_path.glob("dsv3_damaged*.dist-info")
+    if damage == "no metadata":
+        (info / "METADATA").unlink()
+    elif damage == "nonsense":
+        (info / "entry_points.txt").write_text("[dsv3.backends.v1]\nnonsense\n")
+    elif damage == "not utf-8":
+        (info / "entry_points.txt").write_bytes(b"[dsv3.backends.v1]\nx = \xff:y\n")
+    else:
+        (info / "entry_points.txt").write_bytes(b"[console_scripts]\nx = \xff:y\n")
+    found = {name: answer for name, _, answer in dsv3.probe()}
+    assert found["reference"].state == found["sound"].state == "usable"
+    assert any("damaged" in a.detail and a.state == "error" for a in found.values())
+    assert dsv3.load("demo", backend="sound").placement().backend == "sound"
+    assert dsv3.load("demo").generate("Once", max_new_tokens=1).ids
+
+
+def test_what_a_plugin_prints_late_or_below_python_is_not_generated_text(tmp_path: Path) -> None:
+    """A probe that goes on printing after it was given up on, and a C library that writes to descriptor 1."""
+    body = (
+        "def probe(self, device):\n    import os, time\n    os.write(1, b'NATIVE')\n"
+        "    for _ in range(400):\n        print('LATE', flush=True)\n        time.sleep(0.01)\n    raise OSError"
+    )
+    write_plugin(tmp_path, "chatty", good("chatty", family="newfamily", body=body))
+    command = [sys.executable, "-m", "dsv3", "run", "Once", "--max-new-tokens", "20"]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout == dsv3.load("demo").generate("Once", max_new_tokens=20).text + "\n"
+    assert "NATIVE" in done.stderr and "LATE" in done.stderr

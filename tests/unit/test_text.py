@@ -137,6 +137,8 @@ def test_eos_ends_and_is_not_part_of_the_ids() -> None:
         ("x", {"max_new_tokens": -1}), ("x", {"temperature": -0.1}), ("x", {"temperature": float("nan")}), ("x", {"top_p": 0}),
         ("x", {"top_p": 1.5}), ("x", {"stop": [""]}), ("x", {"draft": "eagle"}), ([99999], {}), ([-1], {}), ([[]], {}),
         ([1] * 5000, {}), ("x", {"max_new_tokens": 2.5}),
+        (None, {}), ("x", {"stop": None}), ("x", {"seed": "a"}), ([[1.5]], {}),
+        ([True], {}), (5, {}), ("\ud800", {}), ([None], {}), ("x", {"temperature": "hot"}),
     ],
 )  # fmt: skip
 def test_bad_requests_are_usage_errors(model: dsv3.Model, prompt: object, options: dict[str, object]) -> None:
@@ -203,3 +205,17 @@ def test_ids_may_be_numpys_or_torchs(model: dsv3.Model) -> None:
         assert model.generate(form, max_new_tokens=4).ids == wanted
     assert [g.ids for g in model.generate(torch.tensor([ids, ids]), max_new_tokens=4)] == [wanted, wanted]
     assert torch.equal(model.logits(np.array(ids)), model.logits(ids))
+
+
+@pytest.mark.parametrize("ids", [None, "abc", [1.5], [True], torch.tensor([1.5]), torch.zeros(2, 2, dtype=torch.int64), []])
+def test_logits_take_token_ids_only(model: dsv3.Model, ids: object) -> None:
+    with pytest.raises(dsv3.UsageError):
+        model.logits(ids)
+
+
+@pytest.mark.parametrize(
+    "messages", [None, "hi", [{"role": 1, "content": "x"}], [{"role": "user", "content": None}], ["x"], {}]
+)
+def test_chat_takes_messages_only(model: dsv3.Model, messages: object) -> None:
+    with pytest.raises(dsv3.UsageError):
+        model.chat(messages)

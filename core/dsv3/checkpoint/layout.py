@@ -90,6 +90,11 @@ def open_checkpoint(folder: Path) -> dict[str, Entry]:
     raise _nothing(folder)
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether the folder holds any weights at all, or only a configuration."""
+    return any(folder.glob("*.safetensors*"))
+
+
 def _nothing(folder: Path) -> CheckpointError:
     wanted = f"{SINGLE}, {INDEX} or model0-mp1.safetensors"
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth"))

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
 from dsv3.cli.arguments import COMMANDS, build_parser
+from dsv3.cli.streams import one_line, open_streams
 from dsv3.errors import Dsv3Error
+from dsv3.settings import resolve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code: 0, 1 failure, 2 usage, 3 backend, 4 checkpoint, 130 interrupted."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments
+    open_streams()
+    debug = "--debug" in arguments[: arguments.index("--")] if "--" in arguments else "--debug" in arguments
     try:
         parsed = build_parser().parse_args(arguments)
+        debug = bool(resolve(vars(parsed))["debug"].value)
         command = importlib.import_module(f"dsv3.cli.{COMMANDS[parsed.command][0]}")
         code = int(command.main(parsed) or 0)
         sys.stdout.flush()
@@ -26,15 +31,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has left; say nothing more, also not at exit
-        sys.stdout = open("/dev/null", "w")  # noqa: SIM115
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 141
-    except Dsv3Error as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
     except Exception as error:  # the last resort: a person, not a traceback, is on the other side
         if debug:
             raise
-        print(f"error: {type(error).__name__}: {error}; add --debug for the traceback", file=sys.stderr)
+        if isinstance(error, Dsv3Error):
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
+            return error.exit_code
+        text = one_line(f"{type(error).__name__}: {error}")
+        print(f"error: {text}; add --debug for the traceback", file=sys.stderr)
         return 1

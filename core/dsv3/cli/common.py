@@ -10,6 +10,7 @@ from dsv3.errors import UsageError
 from dsv3.settings import resolve
 
 if TYPE_CHECKING:
+    from dsv3.dispatch.placement import Placement
     from dsv3.engine.model import Model
 
 
@@ -18,22 +19,24 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: found.value for name, found in resolve(vars(arguments)).items()}
 
 
-def load_model(arguments: argparse.Namespace, settings: dict[str, Any], device: str | None = None) -> Model:
-    """The model that the placement flags ask for."""
+def load_model(arguments: argparse.Namespace, settings: dict[str, Any]) -> Model:
+    """The model that the flags ask for."""
     from dsv3.loading import load
 
-    return load(
-        settings["model"],
-        backend=settings["backend"],
-        device=device or settings["device"],
-        dtype=settings["dtype"],
-        quant=settings["quant"],
-        kv_dtype=settings["kv_dtype"],
-        pins=pins_of(arguments.kernel),
-        strict=settings["strict"],
-        emulate=arguments.emulate or False,
-        threads=settings["threads"],
-    )
+    return load(settings["model"], threads=settings["threads"], **_placement(arguments, settings))
+
+
+def place_model(arguments: argparse.Namespace, settings: dict[str, Any]) -> Placement:
+    """The placement that the flags ask for, without its weights."""
+    from dsv3.loading import place
+
+    return place(settings["model"], **_placement(arguments, settings))
+
+
+def _placement(arguments: argparse.Namespace, settings: dict[str, Any]) -> dict[str, Any]:
+    names = ("backend", "device", "dtype", "quant", "kv_dtype", "strict")
+    chosen = {name: settings[name] for name in names}
+    return {**chosen, "pins": pins_of(arguments.kernel), "emulate": arguments.emulate or False}
 
 
 def pins_of(texts: Sequence[str]) -> dict[str, str]:

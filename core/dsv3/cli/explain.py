@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import TYPE_CHECKING
 
-from dsv3.cli.common import load_model, settings_of, table
+from dsv3.cli.common import place_model, settings_of, table
 from dsv3.errors import UsageError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def main(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--tokens is {arguments.tokens}; expected at least 1")
     if arguments.op is not None:
         _known(arguments.op)
-    placement = load_model(arguments, settings, device="meta").placement()
+    placement = place_model(arguments, settings)
     if arguments.op is None:
         print(json.dumps(placement.to_json(), indent=2) if arguments.json else placement)
     elif arguments.json:

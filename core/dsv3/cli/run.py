@@ -7,9 +7,11 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dsv3.cli.common import load_model, settings_of
+from dsv3.cli.streams import read_line, read_stdin, text_stream
+from dsv3.engine.text import check_unicode
 from dsv3.errors import Dsv3Error, UsageError
 
 if TYPE_CHECKING:
@@ -24,18 +26,29 @@ def main(arguments: argparse.Namespace) -> int:
     prompts = _prompts(arguments)
     options = {name: settings[name] for name in _SAMPLING}
     options |= {"stop": arguments.stop, "ignore_eos": arguments.ignore_eos}
+    with text_stream() as out:
+        return _run(arguments, settings, prompts, options, out)
+
+
+def _run(
+    arguments: argparse.Namespace,
+    settings: dict[str, Any],
+    prompts: list[str] | None,
+    options: dict[str, Any],
+    out: TextIO,
+) -> int:
     model = load_model(arguments, settings)
     placement = model.placement()
     print(f"dsv3: {placement.summary}", file=sys.stderr)
     for note in placement.notes:
         print(f"dsv3: note: {note}", file=sys.stderr)
     if arguments.interactive:
-        return _converse(model, options)
+        return _converse(model, options, out)
     assert prompts is not None
     if arguments.input_file is None and not arguments.json:
-        _stream(model, prompts[0], options)
+        _stream(model, prompts[0], options, out)
     else:
-        _batch(model, prompts, options, arguments.json)
+        _batch(model, prompts, options, arguments.json, out)
     return 0
 
 
@@ -44,9 +57,12 @@ def _prompts(arguments: argparse.Namespace) -> list[str] | None:
     given = [arguments.prompt is not None, arguments.interactive, arguments.input_file is not None]
     if sum(given) > 1:
         raise UsageError("give one of: a prompt, --interactive, --input-file")
+    if arguments.interactive and arguments.json:
+        raise UsageError("--json is for prompts; a conversation is text")
     if arguments.interactive:
         return None
     if arguments.prompt is not None:
+        check_unicode(arguments.prompt)
         return [arguments.prompt]
     if arguments.input_file is not None:
         try:
@@ -59,33 +75,33 @@ def _prompts(arguments: argparse.Namespace) -> list[str] | None:
         return [line.strip() for line in text.removesuffix("\n").split("\n")]
     if sys.stdin is None or sys.stdin.isatty():
         raise UsageError('no prompt; try: dsv3 run "Once upon a time"')
-    return [sys.stdin.read().removesuffix("\n")]
+    return [read_stdin().removesuffix("\n")]
 
 
-def _stream(model: Model, prompt: str, options: Mapping[str, Any]) -> None:
-    result = _show(model, prompt, options)
+def _stream(model: Model, prompt: str, options: Mapping[str, Any], out: TextIO) -> None:
+    result = _show(model, prompt, options, out)
     if result is not None:
         print(_statistics(result.stats), file=sys.stderr)
 
 
-def _show(model: Model, prompt: Any, options: Mapping[str, Any]) -> Generation | None:
+def _show(model: Model, prompt: Any, options: Mapping[str, Any], out: TextIO) -> Generation | None:
     """Write the text as it appears, then a line end; the finished Generation."""
     result = None
     for piece, result in model.stream_events(prompt, **options):  # noqa: B007
-        sys.stdout.write(piece)
-        sys.stdout.flush()
-    print(flush=True)
+        out.write(piece)
+        out.flush()
+    print(file=out, flush=True)
     return result
 
 
-def _batch(model: Model, prompts: list[str], options: Mapping[str, Any], as_json: bool) -> None:
+def _batch(model: Model, prompts: list[str], options: Mapping[str, Any], as_json: bool, out: TextIO) -> None:
     results = model.generate(prompts, **options)
     for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
         if as_json:
             fields = {"text": result.text, "ids": result.ids, "finish_reason": result.finish_reason, "stats": result.stats}
-            print(json.dumps({"prompt": prompt, **fields}, ensure_ascii=False))
+            print(json.dumps({"prompt": prompt, **fields}, ensure_ascii=False), file=out)
         else:
-            print(("\n" if number else "") + result.text)
+            print(("\n" if number else "") + result.text, file=out)
     total = {name: sum(r.stats[name] for r in results) for name in ("prompt_tokens", "new_tokens", "drafted", "accepted")}
     seconds = max(r.stats["ttft_s"] + _decode_seconds(r.stats) for r in results)
     total["ttft_s"] = min(r.stats["ttft_s"] for r in results)
@@ -109,7 +125,7 @@ def _statistics(stats: Mapping[str, float]) -> str:
     return text
 
 
-def _converse(model: Model, options: Mapping[str, Any]) -> int:
+def _converse(model: Model, options: Mapping[str, Any], out: TextIO) -> int:
     """A conversation: Ctrl-C ends the reply, /exit or the end of input ends the program."""
     model.chat_ids([{"role": "user", "content": ""}])  # a model without a template is refused before the first question
     history: list[dict[str, str]] = []
@@ -125,7 +141,7 @@ def _converse(model: Model, options: Mapping[str, Any]) -> int:
         elif text.startswith("/"):
             print(f"dsv3: {text.split()[0]} is no command; there are /clear and /exit", file=sys.stderr)
         elif text:
-            _reply(model, history, text, options)
+            _reply(model, history, text, options, out)
 
 
 def _ask() -> str | None:
@@ -133,14 +149,14 @@ def _ask() -> str | None:
     while True:
         print(">>> ", end="", file=sys.stderr, flush=True)
         try:
-            line = sys.stdin.readline()
+            return read_line()
         except KeyboardInterrupt:
             print(file=sys.stderr)
-            continue
-        return line if line else None
+        except UsageError as error:
+            print(f"error: {error}", file=sys.stderr)
 
 
-def _reply(model: Model, history: list[dict[str, str]], text: str, options: Mapping[str, Any]) -> None:
+def _reply(model: Model, history: list[dict[str, str]], text: str, options: Mapping[str, Any], out: TextIO) -> None:
     """Stream the answer to `text`; what was said of it stays in the history even if it was cut short."""
     messages = [*history, {"role": "user", "content": text}]
     said: list[str] = []
@@ -148,14 +164,14 @@ def _reply(model: Model, history: list[dict[str, str]], text: str, options: Mapp
     try:
         for piece, result in model.stream_events(model.chat_ids(messages), **options):  # noqa: B007
             said.append(piece)
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            out.write(piece)
+            out.flush()
     except KeyboardInterrupt:
         print("\ndsv3: reply ended", file=sys.stderr)
     except Dsv3Error as error:
         print(f"error: {error}; /clear makes room", file=sys.stderr)
         return
-    print(flush=True)
+    print(file=out, flush=True)
     history[:] = [*messages, {"role": "assistant", "content": "".join(said)}]
     if result is not None:
         print(_statistics(result.stats), file=sys.stderr)

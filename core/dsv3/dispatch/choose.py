@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from dsv3.dispatch.guard import CALL_LIMIT_S, guarded, root_cause
+from dsv3.dispatch.guard import CALL_LIMIT_S, IMPORT_LIMIT_S, guarded, root_cause
 from dsv3.dispatch.plugins import Plugin, discover, load_plugin
-from dsv3.dispatch.registration import registered_kernels
+from dsv3.dispatch.registration import BadRegistration, registered_kernels
+from dsv3.dispatch.wellformed import cache_spec_mistake, device_mistake, probe_mistake
 from dsv3.errors import BackendUnavailable, UsageError, nearest
-from dsv3.plugin import Backend, Capability, Device, Probe
+from dsv3.plugin import Backend, CacheSpec, Capability, Device, KvDType, Probe
+
+if TYPE_CHECKING:
+    import torch
 
 # Built-in backends by preference; those that this installation lacks are skipped.
 ACCELERATORS = ("cuda", "rocm", "ascend")
 CPU_ORDER = ("cpu", "reference")
-REFERENCE = "reference"
+MOST_DEVICES = 256
+_REPORT = "report it to the plugin's authors"
 
 
 @dataclass
@@ -41,26 +48,30 @@ def probe_plugin(plugin: Plugin, emulate: str | None = None) -> list[tuple[Devic
 
 
 def probe_backend(backend: Backend, origin: str, emulate: str | None = None) -> list[tuple[Device | None, Probe]]:
-    found = guarded(lambda: list(backend.devices(emulate=emulate)), CALL_LIMIT_S)
+    found = guarded(lambda: list(itertools.islice(backend.devices(emulate=emulate), MOST_DEVICES + 1)), CALL_LIMIT_S)
     if found.error is not None:
         return [(None, _failed("devices()", found.error, origin))]
-    if not found.value:
+    devices = found.value or []
+    if not devices:
         if emulate:
             detail = f"backend {backend.name!r} does not emulate {emulate!r}"
             return [(None, Probe("no-device", detail=detail, remedy="leave --emulate out, or name another backend"))]
         return [(None, Probe("no-device", detail=f"backend {backend.name!r} found no device"))]
-    answers: list[tuple[Device | None, Probe]] = []
-    for device in found.value:
-        outcome = guarded(lambda device=device: backend.probe(device), CALL_LIMIT_S)  # type: ignore[misc]
-        answer = outcome.value
-        if outcome.error is not None:
-            answer = _failed("probe()", outcome.error, origin)
-        elif not isinstance(answer, Probe) or (answer.state == "usable" and answer.capability is None):
-            answer = Probe("error", detail=f"probe() of {origin} answered {answer!r}", remedy="return a complete Probe")
-        elif answer.state == "usable":
-            answer = _registered(backend, device, origin) or answer
-        answers.append((device, answer))
-    return answers
+    if len(devices) > MOST_DEVICES or (mistake := next(filter(None, map(device_mistake, devices)), None)):
+        what = f"more than {MOST_DEVICES} devices" if len(devices) > MOST_DEVICES else mistake
+        return [(None, Probe("error", detail=f"devices() of {origin} answered {what}", remedy=_REPORT))]
+    return [(device, _probe_device(backend, device, origin)) for device in devices]
+
+
+def _probe_device(backend: Backend, device: Device, origin: str) -> Probe:
+    outcome = guarded(lambda: backend.probe(device), CALL_LIMIT_S)
+    if outcome.error is not None or outcome.value is None:
+        return _failed("probe()", outcome.error or TypeError("it answered None"), origin)
+    if mistake := probe_mistake(outcome.value):
+        return Probe("error", detail=f"probe() of {origin} answered {mistake}", remedy="return a complete Probe")
+    if outcome.value.state == "usable":
+        return _registered(backend, device, origin) or outcome.value
+    return outcome.value
 
 
 def _registered(backend: Backend, device: Device, origin: str) -> Probe | None:
@@ -73,7 +84,7 @@ def _registered(backend: Backend, device: Device, origin: str) -> Probe | None:
 
 
 def _failed(what: str, error: BaseException, origin: str) -> Probe:
-    return Probe("error", detail=f"{root_cause(error)} ({what} of {origin})", remedy="report it to the plugin's authors")
+    return Probe("error", detail=f"{root_cause(error)} ({what} of {origin})", remedy=_REPORT)
 
 
 def choose(backend: str, device: str | None, emulate: str | None, exclude: Collection[str] = ()) -> Source:
@@ -157,7 +168,7 @@ def _matches(found: Device, device: str | None) -> bool:
     if device is None or device == "meta":
         return True
     family, _, index = device.partition(":")
-    if index and not index.isdigit():
+    if index and not (index.isascii() and index.isdigit()):
         raise UsageError(f"device {device!r} is not family:index, such as cuda:1")
     return found.family == family and (not index or found.index == int(index))
 
@@ -165,3 +176,30 @@ def _matches(found: Device, device: str | None) -> bool:
 def probe() -> list[tuple[str, Device | None, Probe]]:
     """Every backend and device with its state; broken plugins included. (backend name, device or None, Probe)."""
     return [(plugin.name, device, answer) for plugin in discover() for device, answer in probe_plugin(plugin)]
+
+
+def torch_device(source: Source) -> torch.device:
+    """Where the source's tensors live, tried out with one; BadRegistration if it cannot hold any."""
+    import torch
+
+    def attempt() -> torch.device:
+        place = torch.device(source.backend.torch_device(source.device))
+        torch.empty(1, device=place)
+        return place
+
+    outcome = guarded(attempt, IMPORT_LIMIT_S)  # the first allocation on a GPU starts its driver
+    if outcome.error is not None or outcome.value is None:
+        error = outcome.error or TypeError("torch_device() answered None")
+        raise BadRegistration(f"{root_cause(error)} (torch_device() of backend {source.name!r} for {source.device})") from error
+    return outcome.value
+
+
+def cache_spec(source: Source, kv_dtype: KvDType) -> CacheSpec:
+    """How the source wants the latent cache; BadRegistration if it does not say."""
+    outcome = guarded(lambda: source.backend.cache_spec(source.device, kv_dtype), CALL_LIMIT_S)
+    if outcome.error is not None:
+        raise BadRegistration(f"{root_cause(outcome.error)} (cache_spec() of backend {source.name!r})") from outcome.error
+    if mistake := cache_spec_mistake(outcome.value):
+        raise BadRegistration(f"cache_spec() of backend {source.name!r} answered {mistake}")
+    assert outcome.value is not None
+    return outcome.value

@@ -51,21 +51,37 @@ class Plugin:
         return f"{self.dist} {self.version}".strip()
 
 
-def _entry_points() -> list[Any]:
-    found = importlib.metadata.entry_points()
-    return [ep for group in sorted(found.groups) if group.startswith(_GROUP_STEM) for ep in found.select(group=group)]
+def _installed() -> list[Plugin]:
+    """The backend entry points of every installed package, each read for itself: one with damaged metadata is a plugin with a
+    problem, and hides no other."""
+    found: list[Plugin] = []
+    seen: set[str] = set()
+    for dist in importlib.metadata.distributions():
+        try:
+            text = dist.read_text("entry_points.txt") or ""
+            if _GROUP_STEM not in text:
+                continue
+            name = re.sub(r"[-_.]+", "-", dist.metadata["Name"]).lower()
+            if name in seen:  # shadowed by an earlier folder of sys.path
+                continue
+            seen.add(name)
+            entry_points = [ep for ep in dist.entry_points if ep.group.startswith(_GROUP_STEM)]
+            found += [Plugin(ep.name, ep.group, ep.value, name, dist.version, ep) for ep in entry_points]
+        except Exception as error:  # whatever the metadata of somebody's package can raise
+            where = str(getattr(dist, "_path", dist))
+            detail = f"{root_cause(error)} (reading the metadata in {where})"
+            problem = Probe("error", detail=detail, remedy="reinstall or remove that package")
+            short = re.sub(r"[^\w.-].*", "", where.replace("\\", "/").rpartition("/")[2]).partition("-")[0]
+            found.append(Plugin(short or "unreadable", ENTRY_POINT_GROUP, "", short, "", problem=problem, error=error))
+    return found
 
 
 def discover() -> list[Plugin]:
     """All backend plugins by name, built-in ones first; wrong ABIs and duplicate names carry their problem. Imports nothing."""
-    plugins = []
-    for ep in _entry_points():
-        dist = ep.dist.name if ep.dist else "unknown"
-        version = ep.dist.version if ep.dist else ""
-        plugins.append(Plugin(ep.name, ep.group, ep.value, re.sub(r"[-_.]+", "-", dist).lower(), version, ep))
+    plugins = _installed()
     plugins.sort(key=lambda p: (not p.builtin, p.name, p.dist))
     for plugin in plugins:
-        plugin.problem = _abi_problem(plugin) or _duplicate_problem(plugin, plugins)
+        plugin.problem = plugin.problem or _abi_problem(plugin) or _duplicate_problem(plugin, plugins)
     return plugins
 
 
@@ -96,7 +112,7 @@ def load_plugin(plugin: Plugin) -> Plugin:
     """Import the plugin and check the instance it names; sets `backend`, or `problem` and `error`."""
     if plugin.backend is not None or plugin.problem is not None:
         return plugin
-    outcome = guarded(functools.partial(_import, plugin), IMPORT_LIMIT_S)
+    outcome = guarded(functools.partial(_import_checked, plugin), IMPORT_LIMIT_S)
     plugin.load_seconds = outcome.seconds
     if outcome.error is not None:
         plugin.error = outcome.error
@@ -107,17 +123,24 @@ def load_plugin(plugin: Plugin) -> Plugin:
             remedy=f"repair or uninstall {plugin.dist}",
         )
         return plugin
-    backend: Any = outcome.value
-    missing = [name for name in _REQUIRED if not hasattr(backend, name)]
-    if missing:
-        detail = f"{plugin.value} of {plugin.source} is {type(backend).__name__}, without {', '.join(missing)}"
-        plugin.problem = Probe("error", detail=detail, remedy="derive it from dsv3.plugin.BackendBase; name an instance")
-    elif backend.name != plugin.name:
-        detail = f"entry point {plugin.name!r} of {plugin.source} names a backend that calls itself {backend.name!r}"
-        plugin.problem = Probe("error", detail=detail, remedy="make the two names equal")
+    backend, mistake, remedy = outcome.value or (None, "nothing was loaded", "")
+    if mistake:
+        plugin.problem = Probe("error", detail=f"{plugin.value} of {plugin.source} {mistake}", remedy=remedy)
     else:
         plugin.backend = backend
     return plugin
+
+
+def _import_checked(plugin: Plugin) -> tuple[Any, str, str]:
+    """(instance, what is wrong with it, remedy). Looking at attributes may run the plugin's code too."""
+    backend = _import(plugin)
+    missing = [name for name in _REQUIRED if not hasattr(backend, name)]
+    if missing:
+        mistake = f"is {type(backend).__name__}, without {', '.join(missing)}"
+        return None, mistake, "derive it from dsv3.plugin.BackendBase; name an instance"
+    if backend.name != plugin.name:
+        return None, f"calls itself {backend.name!r}, its entry point {plugin.name!r}", "make the two names equal"
+    return backend, "", ""
 
 
 def _import(plugin: Plugin) -> Any:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 from dsv3.dispatch.guard import CALL_LIMIT_S, guarded, root_cause
+from dsv3.dispatch.wellformed import kernel_mistake
 from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.ops import names, spec
 from dsv3.plugin import Backend, Device, Kernel
-from dsv3.plugin.needs import NEEDS, DType, _Bound
+from dsv3.plugin.needs import NEEDS, DType, _Bound, _Choice
 
+MOST_KERNELS = 10_000
 _NUMERICS = ("exact", "f32", "tc14", "bf16-operand", "bf16-p")
 
 
@@ -22,12 +25,14 @@ class BadRegistration(BackendUnavailable):
 
 def registered_kernels(backend: Backend, device: Device) -> list[Kernel]:
     """The backend's kernels for the device, each checked; BackendUnavailable names the first mistake."""
-    outcome = guarded(lambda: list(backend.kernels(device)), CALL_LIMIT_S * 5)
+    outcome = guarded(lambda: list(itertools.islice(backend.kernels(device), MOST_KERNELS + 1)), CALL_LIMIT_S * 5)
     if outcome.error is not None:
         raise BadRegistration(f"{root_cause(outcome.error)} (listing the kernels of backend {backend.name!r})") from (
             outcome.error
         )
     kernels = outcome.value or []
+    if len(kernels) > MOST_KERNELS:
+        raise BadRegistration(f"bad registration in backend {backend.name!r}: more than {MOST_KERNELS} kernels")
     seen: set[tuple[str, str]] = set()
     for kernel in kernels:
         mistake = _mistake(kernel)
@@ -41,15 +46,16 @@ def registered_kernels(backend: Backend, device: Device) -> list[Kernel]:
 
 
 def _mistake(kernel: Kernel) -> str | None:
-    if not isinstance(kernel, Kernel):
-        return f"is {type(kernel).__name__}, not a dsv3.plugin.Kernel"
+    if mistake := kernel_mistake(kernel):
+        return mistake
     if kernel.op not in names():
         return f"implements unknown operator {kernel.op!r}{nearest(kernel.op, names())}"
     known = spec(kernel.op)
     if kernel.since > known.since:
         return f"was written to version {kernel.since} of {kernel.op}; this dsv3 has version {known.since}"
-    if ":" not in kernel.target:
-        return f"has target {kernel.target!r}; expected 'module:function'"
+    for what, target in (("target", kernel.target), ("accepts", kernel.accepts)):
+        if target is not None and not all(target.partition(":")):
+            return f"has {what} {target!r}; expected 'module:function'"
     if kernel.numerics not in _NUMERICS:
         return f"has numerics {kernel.numerics!r}{nearest(kernel.numerics, _NUMERICS)}"
     for weight in kernel.layouts:
@@ -64,6 +70,10 @@ def _need_mistake(need: Any, kernel: Kernel) -> str | None:
         return f"has the need {need!r}, which is none of {', '.join(n.__name__ for n in NEEDS)}"
     if isinstance(need, _Bound) and need.dim not in known.dims:
         return f"needs dimension {need.dim!r}; {kernel.op} has {', '.join(known.dims)}"
+    if isinstance(need, _Bound) and (not isinstance(need.value, int) or isinstance(need.value, bool) or need.value < 1):
+        return f"has the need {need!r}, whose value is no positive integer"
+    if isinstance(need, _Choice) and not all(isinstance(word, str) for word in need.allowed):
+        return f"has the need {need!r}, whose alternatives are not all strings"
     arguments = [t.path for t in known.terms]
     if isinstance(need, DType) and need.argument not in arguments:
         return f"needs a dtype of {need.argument!r}{nearest(need.argument, arguments)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dsv3.engine.cache import BatchCache, Run
 from dsv3.engine.generate import MAX_BATCH, PREFILL_TOKENS, generate
-from dsv3.engine.sequence import Generation, Sampling, Sequence, as_ids
+from dsv3.engine.sequence import Generation, Sampling, Sequence, as_ids, is_id
 from dsv3.engine.text import Tokenizer
 from dsv3.errors import UsageError
 from dsv3.graph.config import ModelConfig
@@ -100,7 +100,9 @@ class Model:
         """Continue prompts. A str (encoded with BOS) or a list of ids (taken as they are) gives a Generation; a list
         of either a list of them, in order. draft "mtp": guess with the MTP module and verify; the tokens are the
         same, in fewer steps."""
-        single = isinstance(prompts, str) or (len(prompts) > 0 and _is_id(prompts[0]))
+        if not hasattr(prompts, "__len__") or not hasattr(prompts, "__getitem__"):
+            raise UsageError(f"prompts is {prompts!r}; expected a string, a list of token ids, or a list of either")
+        single = isinstance(prompts, str) or (len(prompts) > 0 and is_id(prompts[0]))
         many = [prompts] if single else list(prompts)
         sampling = _sampling(max_new_tokens, temperature, top_p, stop, ignore_eos)
         sequences = [self._sequence(p, sampling, seed) for p in many]
@@ -141,6 +143,8 @@ class Model:
     def chat_ids(self, messages: Many[Mapping[str, str]]) -> list[int]:
         """The token ids of a conversation, ready for the assistant's turn."""
         tokenizer = self._needs_tokenizer()
+        if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
+            raise UsageError(f'{messages!r} is no list of {{"role": ..., "content": ...}} messages')
         return tokenizer.encode_plain(tokenizer.render(messages))
 
     # -- what the generation loop calls. Each enters inference mode for itself: a generator that yields inside the mode
@@ -224,7 +228,7 @@ class Model:
     def _checked(self, ids: Many[int] | Tensor, minimum: int) -> list[int]:
         if self.device.type == "meta":
             raise UsageError("this model is on device 'meta': it has shapes but no weights; load it on a real device")
-        tokens = as_ids(ids.flatten().tolist() if isinstance(ids, Tensor) else ids)
+        tokens = as_ids(ids)
         if len(tokens) < minimum:
             raise UsageError(f"{len(tokens)} tokens; at least {minimum} needed")
         if len(tokens) > self.config.max_position_embeddings:
@@ -247,27 +251,22 @@ class Model:
         return logits.to("cpu", torch.float64 if self.dtype == torch.float64 else torch.float32)
 
 
-def _is_id(value: Any) -> bool:
-    """An integer of Python, NumPy or torch (a tensor without dimensions)."""
-    if isinstance(value, Tensor):
-        return value.dim() == 0 and not value.is_floating_point()
-    return hasattr(value, "__index__") and not isinstance(value, bool)
-
-
 def _signed(seed: int) -> int:
     """Any integer as the signed 64 bits that a tensor holds."""
+    if not is_id(seed):
+        raise UsageError(f"seed is {seed!r}; expected an integer")
     low = int(seed) & (1 << 64) - 1
     return low - (1 << 64) if low >> 63 else low
 
 
 def _sampling(max_new_tokens: int, temperature: float, top_p: float, stop: Many[str], ignore_eos: bool) -> Sampling:
-    if not _is_id(max_new_tokens) or max_new_tokens < 0:
+    if not is_id(max_new_tokens) or max_new_tokens < 0:
         raise UsageError(f"max_new_tokens is {max_new_tokens!r}; expected a non-negative integer")
     if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature >= 0):
         raise UsageError(f"temperature is {temperature!r}; expected a finite number of at least 0")
     if not (isinstance(top_p, int | float) and 0 < top_p <= 1):
         raise UsageError(f"top_p is {top_p!r}; expected a number above 0 and at most 1")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (None,)
     if not all(isinstance(s, str) and s for s in stops):
         raise UsageError(f"stop is {stop!r}; expected strings that are not empty")
     return Sampling(max_new_tokens, float(temperature), float(top_p), stops, bool(ignore_eos))

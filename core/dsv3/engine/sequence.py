@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence as Ids
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from dsv3.engine.text import Detokenizer, StopFinder, Tokenizer
+from dsv3.errors import UsageError
 
 FinishReason = Literal["stop", "length"]
 
@@ -138,6 +142,23 @@ class Sequence:
         return Generation(text, list(self.ids), self.finish_reason or "length", stats)
 
 
-def as_ids(prompt: Ids[int]) -> list[int]:
-    """Token ids as plain integers."""
-    return [int(i) for i in prompt]
+def as_ids(prompt: Any) -> list[int]:
+    """Token ids as plain integers, from a sequence of integers or a one-dimensional integer tensor; UsageError otherwise."""
+    if isinstance(prompt, Tensor):
+        if prompt.is_floating_point() or prompt.dtype == torch.bool or prompt.numel() != (prompt.shape or (0,))[-1]:
+            raise UsageError(f"a tensor of {prompt.dtype} {list(prompt.shape)} is no list of token ids")
+        return [int(i) for i in prompt.flatten().tolist()]
+    if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
+        raise UsageError(f"{prompt!r} is no list of token ids")
+    found = list(prompt)
+    wrong = next((i for i in found if not is_id(i)), None)
+    if wrong is not None:
+        raise UsageError(f"{wrong!r} is no token id; expected integers")
+    return [int(i) for i in found]
+
+
+def is_id(value: Any) -> bool:
+    """An integer of Python, NumPy or torch (a tensor without dimensions)."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
+    return hasattr(value, "__index__") and not isinstance(value, bool)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dsv3.checkpoint.layout import read_json
+from dsv3.checkpoint.layout import read_json, read_text
 from dsv3.errors import CheckpointError, UsageError
 from dsv3.resources import resources
 
@@ -14,7 +14,7 @@ _REPLACEMENT = "\ufffd"
 
 
 class Tokenizer:
-    """A folder's tokenizer.json. `bos` and `eos` are token ids, None if unknown."""
+    """A folder's tokenizer.json and tokenizer_config.json. `bos` and `eos` are token ids, None if unknown."""
 
     def __init__(self, inner: Any, settings: Mapping[str, Any], template: str | None) -> None:
         self._inner = inner
@@ -25,30 +25,28 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer | None:
-        """None if the folder has no tokenizer.json; CheckpointError if it has a broken one."""
+        """None if the folder has no tokenizer.json; CheckpointError if it has a broken one, or a broken template."""
         path = folder / "tokenizer.json"
-        if not path.exists():
+        if not path.exists() and not path.is_symlink():
             return None
+        text = read_text(path)
         import tokenizers
 
         try:
-            inner = tokenizers.Tokenizer.from_file(str(path))
+            inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path.name}: not a tokenizer: {error}; download it again") from error
         inner.no_truncation()
         inner.no_padding()
         settings_path = folder / "tokenizer_config.json"
         settings = read_json(settings_path) if settings_path.exists() else {}
-        template_path = folder / "chat_template.jinja"
-        template = template_path.read_text(encoding="utf-8") if template_path.exists() else settings.get("chat_template")
-        if isinstance(template, list):  # several named templates
-            template = next((t["template"] for t in template if t.get("name") == "default"), None)
-        return cls(inner, settings, template)
+        for name in ("bos_token", "eos_token"):
+            _check_token(settings, name, inner)
+        return cls(inner, settings, _template(folder, settings))
 
     def _token(self, name: str) -> int | None:
-        value = self._settings.get(name)
-        text = value.get("content") if isinstance(value, dict) else value
-        return self._inner.token_to_id(text) if isinstance(text, str) else None
+        text = _token_text(self._settings, name)
+        return self._inner.token_to_id(text) if text else None
 
     @property
     def size(self) -> int:
@@ -56,7 +54,8 @@ class Tokenizer:
         return int(self._inner.get_vocab_size())
 
     def encode(self, text: str) -> list[int]:
-        """Token ids, BOS first (once)."""
+        """Token ids, BOS first (once). UsageError for text that is no Unicode (lone surrogates)."""
+        check_unicode(text)
         ids = list(self._inner.encode(text).ids)
         if self.bos is not None and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)
@@ -64,6 +63,7 @@ class Tokenizer:
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of text that already holds its special tokens."""
+        check_unicode(text)
         return list(self._inner.encode(text, add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -75,7 +75,7 @@ class Tokenizer:
         messages that are not {"role", "content"}, or where the model has neither a template nor DeepSeek's
         markers."""
         for message in messages:
-            if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+            if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
                 raise UsageError(f'a chat message is {message!r}; expected {{"role": ..., "content": ...}}')
         template = self._template
         if template is None:
@@ -85,6 +85,51 @@ class Tokenizer:
         return _render(template, messages, self._settings)
 
 
+def check_unicode(text: str) -> None:
+    """UsageError for what a non-UTF-8 argument or input becomes in Python: lone surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UsageError(f"the text is not UTF-8 (character {error.start}); encode it as UTF-8") from error
+
+
+def _token_text(settings: Mapping[str, Any], name: str) -> str:
+    """The text of a special token, "" if there is none; old files wrap it in an object."""
+    value = settings.get(name)
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else ""
+
+
+def _check_token(settings: Mapping[str, Any], name: str, inner: Any) -> None:
+    if settings.get(name) is None:
+        return
+    text = _token_text(settings, name)
+    if not text or inner.token_to_id(text) is None:
+        found = repr(settings[name])[:80]
+        raise CheckpointError(
+            f"tokenizer_config.json: {name}: expected a token of tokenizer.json; found {found}; download both files again"
+        )
+
+
+def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
+    """The chat template: chat_template.jinja, else the field of tokenizer_config.json; of several named ones, "default"."""
+    path = folder / "chat_template.jinja"
+    if path.exists():
+        return read_text(path)
+    found = settings.get("chat_template")
+    if isinstance(found, list):
+        named = [t for t in found if isinstance(t, dict) and t.get("name") == "default"]
+        found = named[0].get("template") if named else ""
+        if not isinstance(found, str) or not found:
+            raise CheckpointError(
+                "tokenizer_config.json: chat_template: expected a template named 'default'; found none; download it again"
+            )
+    if found is not None and not isinstance(found, str):
+        kind = type(found).__name__
+        raise CheckpointError(f"tokenizer_config.json: chat_template: expected text; found {kind}; download it again")
+    return found
+
+
 def _render(template: str, messages: Sequence[Mapping[str, str]], settings: Mapping[str, Any]) -> str:
     from jinja2 import TemplateError
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -92,13 +137,9 @@ def _render(template: str, messages: Sequence[Mapping[str, str]], settings: Mapp
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    def content(name: str) -> str:
-        value = settings.get(name)
-        return (value.get("content") if isinstance(value, dict) else value) or ""
-
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     environment.globals["raise_exception"] = refuse
-    values = {name: content(name) for name in ("bos_token", "eos_token")}
+    values = {name: _token_text(settings, name) for name in ("bos_token", "eos_token")}
     try:
         return environment.from_string(template).render(messages=list(messages), add_generation_prompt=True, **values)
     except TemplateError as error:

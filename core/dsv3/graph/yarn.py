@@ -9,7 +9,6 @@ from torch import Tensor
 
 from dsv3.graph.config import ModelConfig, Yarn
 
-
 _ROWS = 1 << 14
 
 

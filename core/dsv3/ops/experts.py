@@ -97,7 +97,8 @@ def fused_experts(ops: Any, x: Tensor, weights: Tensor, ids: Tensor, w13: Prepar
 
 
 @composite(
-    "x[T,H] gate[Eg,H] bias[Eg]:f32? w13{E,2*I,H} w2{E,H,I} shared13{2*Is,H}? shared2{H,Is}? expert_map[Eg]:int? k=topk M=T*k -> y[T,H]"
+    "x[T,H] gate[Eg,H] bias[Eg]:f32? w13{E,2*I,H} w2{E,H,I} shared13{2*Is,H}? shared2{H,Is}? expert_map[Eg]:int?"
+    " k=topk M=T*k -> y[T,H]"
 )
 def moe(
     ops: Any,

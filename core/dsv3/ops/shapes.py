@@ -5,9 +5,9 @@
 `[..]` a tensor, `{..}` a `Prepared` weight (its logical shape), `<..>` a `LatentCache`, `:f32` a dtype class, `?` may
 be None, `weights.q_a` a member of a mapping. A dimension is a name, an integer, or `2*I`, `T*k`, `R+P`,
 `ceil(N/128)`; `[...]` is any shape (in outputs: that of the input of this name). `k=topk` and `M=T*k` name further
-dimensions, from integer arguments or other dimensions; in outputs a name may also be an integer argument. Outputs have the dtype of the first activation
-unless marked: `:f32` (float64 for float64), `:F32` (always), `:i32`, `:i8`, `:fnuz`, `:dtype` (the argument `dtype`
-or `out_dtype`), `:kv` (that of cache.kpe).
+dimensions, from integer arguments or other dimensions; in outputs a name may also be an integer argument. Outputs
+have the dtype of the first activation unless marked: `:f32` (float64 for float64), `:F32` (always), `:i32`, `:i8`,
+`:fnuz`, `:dtype` (the argument `dtype` or `out_dtype`), `:kv` (that of cache.kpe).
 """
 
 from __future__ import annotations
