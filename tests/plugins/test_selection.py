@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ def moe(**arguments):
     calls.append(("moe", arguments["x"].shape[0]))
     assert set(arguments) == set(ops.spec("moe").parameters)
     return ops.moe(**arguments)
+
+def prolog(**arguments):
+    raise AssertionError("never called: the model is on device meta")
 
 def refuse_wide(call):
     return f"K is {call.dims['K']}, too wide" if call.dims["K"] > 130 else None
@@ -181,6 +185,29 @@ def test_a_layout_that_not_every_bucket_can_read_is_not_used(make: Make) -> None
     assert kernels.calls == []
     reasons = [r["reason"] for c in model.placement().explain("quant_linear")["choices"] for r in c["rejected"]]
     assert any("cannot be read by every kernel that needs the weight" in r for r in reasons)
+
+
+def test_a_kernel_for_the_whole_block_chooses_the_layouts_of_its_parts(make: Make) -> None:
+    """mla_prolog and quant_linear read the same weights; the one that covers more goes first."""
+    make(
+        "Kernel('mla_prolog', 'whole', T + 'prolog', layouts={'weights.' + w: 'turned' for w in ('q_a', 'q_b', 'kv_a')}),"
+        "Kernel('quant_linear', 'own', T + 'turned', priority=1, layouts={'w': 'other'}),"
+        "Kernel('quant_linear', 'shared', T + 'turned', layouts={'w': 'turned'})"
+    )
+    placement = dsv3.load("tiny", device="meta", backend="acme", dtype="float32").placement()
+    assert placement.to_json()["ops"]["mla_prolog"]["chosen"] == "acme.whole"
+    chosen = {where: d.kernel.name for where, _, d in placement.decisions("quant_linear") if d.kernel}
+    assert chosen["layers.0.self_attn.q_a_proj"] == "acme.shared"
+    assert chosen["layers.0.self_attn.o_proj"] == "acme.own"
+
+
+def test_conflicts_of_many_layers_are_settled_together(make: Make) -> None:
+    """The 671B model with a layout that half of its buckets cannot read: not one restart per weight."""
+    make("Kernel('quant_linear', 'few', T + 'turned', needs=(AtMost('T', 4),), layouts={'w': 'turned'})")
+    start = time.perf_counter()
+    placement = dsv3.load("671B", device="meta", backend="acme", quant="none").placement()
+    assert "acme.few" not in {c["chosen"] for c in placement.explain("quant_linear")["choices"]}
+    assert time.perf_counter() - start < 60  # about 4 s; hours if every conflict began anew
 
 
 def test_two_kernels_of_one_layout_share_a_weight(make: Make) -> None:

@@ -77,11 +77,6 @@ class _Node:
             yield from child.walk()
 
 
-class _LayoutConflict(Exception):
-    def __init__(self, weight: int, layout: Layout) -> None:
-        self.ban = (weight, layout)
-
-
 @dataclass
 class Binding:
     """The outcome: buckets, decisions per site and bucket, the layout and backend of each weight that is not canonical, and all
@@ -117,13 +112,7 @@ class Binder:
         catalogues = [self.chosen, *(catalogue for catalogue, _ in self.pinned.values())]
         calls = [call for _, node in nodes for inner in node.walk() for call in inner.calls]
         spans = buckets(bucket_edges(catalogues, calls))
-        while True:
-            self._fixed.clear()
-            try:
-                plans = [[self._decide(node, span) for span in spans] for _, node in nodes]
-                break
-            except _LayoutConflict as conflict:
-                self._banned.add(conflict.ban)
+        plans = self._plans([node for _, node in nodes], spans)
         self._check_pins(sites, nodes, plans)
         for (site, _), plan in zip(nodes, plans, strict=True):
             site[:] = [self._callable(decision) for decision in plan]
@@ -132,6 +121,20 @@ class Binder:
         layouts = {w: fixed for w, fixed in self._fixed.items() if fixed != CANONICAL}
         offered = {c.source.name: c.kernels for c in (self.reference, *catalogues)}
         return Binding(spans, where, layouts, offered)
+
+    def _plans(self, nodes: list[_Node], spans: list[Bucket]) -> list[list[Decision]]:
+        """A decision per node and bucket. Calls that read the most weights go first: a kernel for a whole block chooses the
+        layouts, and kernels for its parts follow. Where a weight turns out to be needed in two layouts, the one that is not
+        canonical is banned for it, and everything is decided again."""
+        order = sorted(range(len(nodes)), key=lambda i: -max(len(call.weights) for call in nodes[i].calls))
+        plans: list[list[Decision]] = [[] for _ in nodes]
+        while True:
+            self._fixed.clear()
+            conflicts = len(self._banned)
+            for i in order:
+                plans[i] = [self._decide(nodes[i], span) for span in spans]
+            if len(self._banned) == conflicts:
+                return plans
 
     def _decide(self, node: _Node, span: Bucket) -> Decision:
         groups: dict[tuple[int, ...], list[Example]] = {}
@@ -207,7 +210,7 @@ class Binder:
     def _fix(self, weight: int, want: Layout) -> None:
         fixed = self._fixed.setdefault(weight, want)
         if fixed != want:
-            raise _LayoutConflict(weight, fixed if want == CANONICAL else want)
+            self._banned.add((weight, fixed if want == CANONICAL else want))
 
     def _passed_on(self, node: _Node) -> set[int]:
         return {id(w) for child in node.children.values() for call in child.calls for w in call.weights.values()}

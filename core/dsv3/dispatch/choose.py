@@ -44,11 +44,15 @@ def probe_plugin(plugin: Plugin, emulate: str | None = None) -> list[tuple[Devic
     load_plugin(plugin)
     if plugin.backend is None:
         return [(None, plugin.problem or Probe("error", detail="not loaded"))]
-    return probe_backend(plugin.backend, plugin.source, emulate)
+    # Our own may ask a driver that is slow to wake, and the reference must never be lost to that.
+    return probe_backend(plugin.backend, plugin.source, emulate, IMPORT_LIMIT_S if plugin.builtin else CALL_LIMIT_S)
 
 
-def probe_backend(backend: Backend, origin: str, emulate: str | None = None) -> list[tuple[Device | None, Probe]]:
-    found = guarded(lambda: list(itertools.islice(backend.devices(emulate=emulate), MOST_DEVICES + 1)), CALL_LIMIT_S)
+def probe_backend(
+    backend: Backend, origin: str, emulate: str | None = None, limit_s: float = CALL_LIMIT_S
+) -> list[tuple[Device | None, Probe]]:
+    """(device, answer) of a backend instance; every failure is a Probe with state "error". limit_s: for each call."""
+    found = guarded(lambda: list(itertools.islice(backend.devices(emulate=emulate), MOST_DEVICES + 1)), limit_s)
     if found.error is not None:
         return [(None, _failed("devices()", found.error, origin))]
     devices = found.value or []
@@ -60,11 +64,11 @@ def probe_backend(backend: Backend, origin: str, emulate: str | None = None) -> 
     if len(devices) > MOST_DEVICES or (mistake := next(filter(None, map(device_mistake, devices)), None)):
         what = f"more than {MOST_DEVICES} devices" if len(devices) > MOST_DEVICES else mistake
         return [(None, Probe("error", detail=f"devices() of {origin} answered {what}", remedy=_REPORT))]
-    return [(device, _probe_device(backend, device, origin)) for device in devices]
+    return [(device, _probe_device(backend, device, origin, limit_s)) for device in devices]
 
 
-def _probe_device(backend: Backend, device: Device, origin: str) -> Probe:
-    outcome = guarded(lambda: backend.probe(device), CALL_LIMIT_S)
+def _probe_device(backend: Backend, device: Device, origin: str, limit_s: float) -> Probe:
+    outcome = guarded(lambda: backend.probe(device), limit_s)
     if outcome.error is not None or outcome.value is None:
         return _failed("probe()", outcome.error or TypeError("it answered None"), origin)
     if mistake := probe_mistake(outcome.value):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
-IMPORT_LIMIT_S = 60.0
+IMPORT_LIMIT_S = 30.0
 CALL_LIMIT_S = 2.0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
 from dsv3.dispatch.choose import Source
@@ -47,17 +47,22 @@ class Catalogue:
             by_op.setdefault(kernel.op, []).append(kernel)
         self.kernels: Mapping[str, list[Kernel]] = {op: rank(found) for op, found in by_op.items()}
         self._accepts: dict[str, Callable[[Call], str | None]] = {}
+        self._refusals: dict[Hashable, tuple[str, ...]] = {}
 
     def candidates(self, op: str, calls: Iterable[Example], bucket: Bucket) -> list[Candidate]:
         """Every kernel for the operator, with all the reasons against it over all the calls at both ends of the bucket."""
         calls = list(calls)
         found = []
-        for kernel in self.kernels.get(op, ()):
+        for position, kernel in enumerate(self.kernels.get(op, ())):
             reasons: dict[str, None] = {}
             for example in calls:
                 for tokens in dict.fromkeys(bucket):
-                    call = Call(op, example.dims(tokens), example.dtypes, example.quant, self.source.device)
-                    reasons.update(dict.fromkeys(self.refusals(kernel, call)))
+                    # The layers of a model ask the same questions many times over.
+                    key = (op, position, tokens, example.key)
+                    if key not in self._refusals:
+                        call = Call(op, example.dims(tokens), example.dtypes, example.quant, self.source.device)
+                        self._refusals[key] = tuple(self.refusals(kernel, call))
+                    reasons.update(dict.fromkeys(self._refusals[key]))
             found.append(Candidate(self.source, kernel, tuple(reasons)))
         return found
 

@@ -8,7 +8,8 @@ of tokens by extrapolation.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +93,11 @@ class Example:
 
     def dims(self, tokens: int) -> dict[str, int]:
         return {name: self.base[name] + self.slope[name] * tokens for name in self.base}
+
+    @functools.cached_property
+    def key(self) -> Hashable:
+        """Equal for calls that a kernel cannot tell apart when it is bound."""
+        return (*self.base.items(), *self.slope.items(), *self.dtypes.items(), self.quant)
 
     @property
     def shape_key(self) -> tuple[int, ...]:
