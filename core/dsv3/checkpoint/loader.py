@@ -98,6 +98,9 @@ def _place(target: Tensor | Prepared, item: Item, source: Tensor, scale: Tensor 
         tensors = {name: t[item.expected.expert] for name, t in tensors.items()}
     first = target.shape[-2] // 2 if item.expected.half == "up" else 0
     rows, cols = source.shape
+    if scale is None and target.quant == "none":
+        tensors["weight"][first : first + rows, :cols].copy_(source)
+        return
     if scale is not None and SCHEMES[target.quant].weights == "fp8":
         # As bytes: copying between FP8 tensors would go through float32.
         view = tensors["weight"].view(torch.uint8)

@@ -16,7 +16,7 @@ from dsv3.checkpoint.validate import LoadPlan
 Array = NDArray[np.generic]
 # BF16 and FP8 as their bits: numpy has neither.
 _NUMPY = {"F32": np.float32, "BF16": np.uint16, "F8_E4M3": np.uint8}
-_CHUNK = 1 << 20
+_CHUNK = 1 << 18  # numbers checked at a time: what a core's cache holds
 _LARGEST_SCALE = float(np.finfo(np.float32).max) / 448  # times the largest FP8 number it would be infinite
 _REPLACE = "the weights are damaged: download or convert the file again"
 
