@@ -105,6 +105,11 @@ class _Request:
     mtp: bool
     emulate: bool | str
 
+    @property
+    def emulated(self) -> str | None:
+        """What `Backend.devices` gets."""
+        return "default" if self.emulate is True else self.emulate or None
+
     def check(self, threads: int | None) -> None:
         """UsageError for an argument of the wrong type, or a word that is not known."""
         if not isinstance(self.model, str | os.PathLike):
@@ -147,10 +152,9 @@ def _load(asked: _Request, meta: bool, threads: int | None, progress: bool | Non
     if threads is not None:
         torch.set_num_threads(threads)
     name = folder.name if folder is not None and model != "demo" else model
-    emulated = "default" if asked.emulate is True else asked.emulate or None
     rejected: dict[str, str] = {}
     while True:
-        source = choose(asked.backend, asked.device, emulated, rejected)
+        source = choose(asked.backend, asked.device, asked.emulated, rejected)
         source.notes += [f"{name}: {reason}" for name, reason in rejected.items()]
         try:
             formats = _formats(config, source, asked.dtype, asked.quant, asked.kv_dtype, plan)
@@ -207,10 +211,14 @@ def _build(
     for run in (0, 1):
         with sites.recording(run):
             _trace(graph, config, torch_dtype, spec, run + 1, sample)
-    binding = Binder(chosen, reference, _pinned(asked.pins, source, chosen, reference)).bind(sites)
-    placement = Placement(
-        source.name, source.device, binding, name, formats.dtype, formats.quant, spec.kv_dtype, list(source.notes)
-    )
+    binding = Binder(chosen, reference, _pinned(asked, source, chosen, reference)).bind(sites)
+    notes = [*source.notes, *binding.notes]
+    if spec.kv_dtype != formats.kv_dtype:
+        text = f"backend {source.name!r} keeps its cache in {spec.kv_dtype}, not {formats.kv_dtype}"
+        if asked.kv_dtype is not None:
+            raise BackendUnavailable(f"{text}, as was asked for; leave kv_dtype out, or choose another backend")
+        notes.append(text)
+    placement = Placement(source.name, source.device, binding, name, formats.dtype, formats.quant, spec.kv_dtype, notes)
     if asked.strict and (fallbacks := placement.fallbacks()):
         reasons = {d.op: "; ".join(f"{k}: {r}" for k, r in d.rejected) for _, _, d in placement.decisions() if d.fallback}
         listed = "; ".join(f"{op} ({reasons[op]})" for op in fallbacks)
@@ -251,7 +259,7 @@ def _reference_on(source: Source) -> Source:
     return Source(reference.backend, source.device, reference.capability, reference.origin)
 
 
-def _pinned(pins: Mapping[str, str], source: Source, chosen: Any, reference: Any) -> dict[str, tuple[Any, str]]:
+def _pinned(asked: _Request, source: Source, chosen: Any, reference: Any) -> dict[str, tuple[Any, str]]:
     """operator -> (catalogue, kernel name). UsageError for an unknown operator, BackendUnavailable for an unknown kernel."""
     from dsv3.dispatch.choose import named
     from dsv3.dispatch.registration import unknown_operator
@@ -260,7 +268,7 @@ def _pinned(pins: Mapping[str, str], source: Source, chosen: Any, reference: Any
 
     catalogues = {source.name: chosen, "reference": reference}
     found = {}
-    for op, pin in pins.items():
+    for op, pin in asked.pins.items():
         if op not in names():
             raise unknown_operator(op)
         m = re.fullmatch(r"([\w-]+)\.(.+)", str(pin))
@@ -268,8 +276,11 @@ def _pinned(pins: Mapping[str, str], source: Source, chosen: Any, reference: Any
             raise UsageError(f"pin {op}={pin!r} is not BACKEND.KERNEL")
         backend, kernel = m.groups()
         if backend not in catalogues:
-            family = source.device.family
-            catalogues[backend] = Catalogue(named(backend, f"{family}:{source.device.index}", None))
+            here = source.device
+            other = named(backend, f"{here.family}:{here.index}", asked.emulated)
+            if (here.emulated or other.device.emulated) and other.device.arch != here.arch:
+                raise BackendUnavailable(f"pin {op}={pin}: backend {backend!r} is on {other.device}, this model on {here}")
+            catalogues[backend] = Catalogue(other)
         offered = [k.name for k in catalogues[backend].kernels.get(op, ())]
         if kernel not in offered:
             listed = ", ".join(offered) or "none"
@@ -294,6 +305,7 @@ def _fill(
     from dsv3.checkpoint.loader import load_weights
     from dsv3.dispatch.choose import named
     from dsv3.dispatch.guard import root_cause
+    from dsv3.dispatch.wellformed import prepared_mistake
     from dsv3.graph.weights import absorbed
     from dsv3.graph.yarn import cos_sin_table
 
@@ -307,11 +319,14 @@ def _fill(
         if layout is None:
             return weight
         owner = source.backend if layout.backend == source.name else named(layout.backend, None, None).backend
+        what = f"preparing {path} {list(weight.shape)} {weight.quant} as {layout.name!r} by backend {layout.backend!r}"
         try:
-            return owner.prepare(weight, layout.name, source.device)
+            prepared = owner.prepare(weight, layout.name, source.device)
         except Exception as error:
-            what = f"preparing {path} {list(weight.shape)} {weight.quant} as {layout.name!r} by backend {layout.backend!r}"
             raise BackendUnavailable(f"{root_cause(error)} ({what})") from error
+        if mistake := prepared_mistake(prepared, weight, layout.name):
+            raise BackendUnavailable(f"{what} gave {mistake}")
+        return prepared
 
     weights.cos_sin = cos_sin_table(config, place)
     load_weights(weights, plan, reader, place, prepare, checked, progress)

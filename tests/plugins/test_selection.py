@@ -3,12 +3,7 @@ reason kept."""
 
 from __future__ import annotations
 
-import importlib
-import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,79 +12,8 @@ import dsv3
 from dsv3.dispatch.select import UNBOUNDED, buckets
 from dsv3.plugin import AtLeast, AtMost, Call, Capability, Device, Divides, DType, Feature, Kernel, Scheme
 from dsv3.plugin.needs import Arch, merge_alternatives
-from tests.support.plugins import good, write_plugin
-
-KERNELS = """
-import torch
-from dsv3 import ops
-
-calls = []
-
-def rms_small(x, weight, eps):
-    calls.append(("rms_small", x.shape[0]))
-    return ops.rms_norm(x, weight, eps)
-
-def rms_any(x, weight, eps):
-    calls.append(("rms_any", x.shape[0]))
-    return ops.rms_norm(x, weight, eps)
-
-def turned(x, w):
-    assert w.layout == "turned"
-    calls.append(("turned", x.shape[0]))
-    return x @ w.tensors["weight"]
-
-def plain(x, w):
-    assert w.layout == "canonical"
-    calls.append(("plain", x.shape[0]))
-    return ops.quant_linear(x, w)
-
-def experts(x, w, offsets):
-    calls.append(("experts", x.shape[0]))
-    return ops.grouped_linear(x, w, offsets)
-
-def moe(**arguments):
-    calls.append(("moe", arguments["x"].shape[0]))
-    assert set(arguments) == set(ops.spec("moe").parameters)
-    return ops.moe(**arguments)
-
-def prolog(**arguments):
-    raise AssertionError("never called: the model is on device meta")
-
-def refuse_wide(call):
-    return f"K is {call.dims['K']}, too wide" if call.dims["K"] > 130 else None
-"""
-BODY = """
-def kernels(self, device):
-    T = "{module}_kernels:"
-    return [{kernels}]
-def prepare(self, weight, layout, device):
-    import dataclasses
-    if layout != "turned":
-        return super().prepare(weight, layout, device)
-    return dataclasses.replace(weight, layout=layout, tensors={{"weight": weight.tensors["weight"].T.contiguous()}})
-"""
-Make = Callable[[str], Any]
-
-
-@pytest.fixture
-def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Install backend "acme" with these kernels; returns its kernel module, whose `calls` records what ran."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def build(kernels: str, name: str = "acme") -> Any:
-        module = f"dsv3_{name}"
-        write_plugin(tmp_path, name, good(name, body=BODY.format(module=module, kernels=kernels)))
-        (tmp_path / f"{module}_kernels.py").write_text(KERNELS)
-        for loaded in (module, f"{module}_kernels"):
-            sys.modules.pop(loaded, None)
-        importlib.invalidate_caches()
-        return importlib.import_module(f"{module}_kernels")
-
-    return build
-
-
-def _load(**options: Any) -> dsv3.Model:
-    return dsv3.load("demo", **{"backend": "acme", "dtype": "float32", "quant": "none", **options})
+from tests.support.acme import Make
+from tests.support.acme import load as _load
 
 
 def test_buckets_cover_every_number_of_tokens() -> None:

@@ -71,6 +71,11 @@ class _Node:
                     collected.setdefault(op, []).extend(seen)
         return {op: _Node(op, examples(op, first[op], second[op])) for op in first}
 
+    @functools.cached_property
+    def inner(self) -> set[str]:
+        """All operators below this one."""
+        return {node.op for child in self.children.values() for node in child.walk()}
+
     def walk(self) -> Iterator[_Node]:
         yield self
         for child in self.children.values():
@@ -86,6 +91,7 @@ class Binding:
     decisions: list[tuple[str, str, list[Decision]]]
     layouts: dict[int, Layout]
     offered: Mapping[str, Mapping[str, list[Kernel]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def bucket(self, tokens: int) -> int:
         """Index of the bucket that a step of this many tokens falls into; looked up once per step."""
@@ -113,14 +119,14 @@ class Binder:
         calls = [call for _, node in nodes for inner in node.walk() for call in inner.calls]
         spans = buckets(bucket_edges(catalogues, calls))
         plans = self._plans([node for _, node in nodes], spans)
-        self._check_pins(sites, nodes, plans)
+        notes = self._check_pins(spans, plans)
         for (site, _), plan in zip(nodes, plans, strict=True):
             site[:] = [self._callable(decision) for decision in plan]
             site.seen = [[], []]
         where = [(site.op, site.where, plan) for (site, _), plan in zip(nodes, plans, strict=True)]
         layouts = {w: fixed for w, fixed in self._fixed.items() if fixed != CANONICAL}
         offered = {c.source.name: c.kernels for c in (self.reference, *catalogues)}
-        return Binding(spans, where, layouts, offered)
+        return Binding(spans, where, layouts, offered, notes)
 
     def _plans(self, nodes: list[_Node], spans: list[Bucket]) -> list[list[Decision]]:
         """A decision per node and bucket. Calls that read the most weights go first: a kernel for a whole block chooses the
@@ -131,10 +137,32 @@ class Binder:
         while True:
             self._fixed.clear()
             conflicts = len(self._banned)
+            self._fix_pinned(nodes, spans)
             for i in order:
-                plans[i] = [self._decide(nodes[i], span) for span in spans]
+                plans[i] = self._plan(nodes[i], spans)
             if len(self._banned) == conflicts:
                 return plans
+
+    def _plan(self, node: _Node, spans: list[Bucket]) -> list[Decision]:
+        """A decision per bucket. Those in which a kernel could take the whole of a composite are decided first: its layouts
+        then bind the parts in the others, and not the other way round."""
+
+        def in_parts(index: int) -> bool:
+            return all(c.reasons for c in self.chosen.candidates(node.op, node.calls, spans[index]))
+
+        decided = {i: self._decide(node, spans[i]) for i in sorted(range(len(spans)), key=in_parts)}
+        return [decided[i] for i in range(len(spans))]
+
+    def _fix_pinned(self, nodes: list[_Node], spans: list[Bucket]) -> None:
+        """Pinned kernels choose layouts before anybody else."""
+        for node in (inner for top in nodes for inner in top.walk() if inner.op in self.pinned):
+            catalogue, name = self.pinned[node.op]
+            for span in spans:
+                for found in catalogue.candidates(node.op, node.calls, span):
+                    if found.kernel.name == name and not found.reasons:
+                        for _, weight, want in _wants(found, node):
+                            if (weight, want) not in self._banned:
+                                self._fixed.setdefault(weight, want)
 
     def _decide(self, node: _Node, span: Bucket) -> Decision:
         groups: dict[tuple[int, ...], list[Example]] = {}
@@ -179,11 +207,13 @@ class Binder:
     ) -> Candidate | None:
         """The first eligible candidate whose layouts agree with what is fixed; the others go to `rejected`."""
         taken: Candidate | None = None
+        inside = [] if only is not None else [op for op in self.pinned if op in node.inner]
         for candidate in catalogue.candidates(node.op, node.calls, span):
             if only is not None and candidate.kernel.name != only:
                 continue
             last_resort = catalogue is self.reference
             reasons = [*candidate.reasons, *([] if last_resort else self._layout_reasons(candidate, node))]
+            reasons += [f"{op} inside it is pinned" for op in inside]
             if taken is not None and not reasons:
                 reasons = [f"{taken.name} comes first (priority, needs, name)"]
             if reasons:
@@ -227,16 +257,22 @@ class Binder:
             if id(weight) not in own:  # made by the decomposition: nobody will ever prepare it
                 self._fix(id(weight), CANONICAL)
 
-    def _check_pins(self, sites: Sites, nodes: list[tuple[Any, _Node]], plans: list[list[Decision]]) -> None:
+    def _check_pins(self, spans: list[Bucket], plans: list[list[Decision]]) -> list[str]:
+        """Notes on pins that hold for some steps only; BackendUnavailable for one that a call site cannot use at all."""
+        notes: list[str] = []
         for op, (catalogue, name) in self.pinned.items():
             pin = f"{catalogue.source.name}.{name}"
-            reasons = [r for plan in plans for top in plan for d in top.walk() if d.op == op
-                       for k, r in d.rejected if k == pin]  # fmt: skip
-            uses = [d for plan in plans for top in plan for d in top.walk() if d.op == op]
+            uses = [(span, d) for plan in plans for span, top in zip(spans, plan, strict=True) for d in top.walk()
+                    if d.op == op and not d.cases]  # fmt: skip
+            reasons = list(dict.fromkeys(r for _, d in uses for k, r in d.rejected if k == pin))
             if not uses:
                 raise BackendUnavailable(f"pin {op}={pin} has no effect: this model does not call {op} on its own")
             if op not in self._pins_met or _unmet_site(op, plans):
-                raise BackendUnavailable(f"pinned kernel {pin} cannot run {op}: {reasons[0] if reasons else 'never called'}")
+                raise BackendUnavailable(f"pinned kernel {pin} cannot run {op}: {'; or '.join(reasons) or 'never called'}")
+            if lost := list(dict.fromkeys(span for span, d in uses if d.why != "pinned")):
+                text = ", ".join(f"{first} to {last}" for first, last in lost)
+                notes.append(f"pin {op}={pin} does not hold in steps of {text} tokens: {'; or '.join(reasons)}")
+        return notes
 
     def _callable(self, decision: Decision) -> Callable[..., Any]:
         known = spec(decision.op)

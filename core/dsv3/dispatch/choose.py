@@ -64,6 +64,9 @@ def probe_backend(
     if len(devices) > MOST_DEVICES or (mistake := next(filter(None, map(device_mistake, devices)), None)):
         what = f"more than {MOST_DEVICES} devices" if len(devices) > MOST_DEVICES else mistake
         return [(None, Probe("error", detail=f"devices() of {origin} answered {what}", remedy=_REPORT))]
+    if emulate and (real := [d for d in devices if not d.emulated or emulate not in ("default", d.arch)]):
+        detail = f"asked to emulate {emulate!r}, devices() of {origin} answered {real[0]}"
+        return [(None, Probe("no-device", detail=detail, remedy=f"backend {backend.name!r} does not emulate that"))]
     return [(device, _probe_device(backend, device, origin, limit_s)) for device in devices]
 
 
@@ -122,12 +125,15 @@ def choose(backend: str, device: str | None, emulate: str | None, exclude: Colle
 
 def _by_rule(usable: list[Source], device: str | None) -> Source:
     first: dict[str, Source] = {}
+    accelerated: dict[str, Source] = {}
     for source in usable:
         first.setdefault(source.name, source)
+        if source.device.family != "cpu":
+            accelerated.setdefault(source.name, source)
     for name in ACCELERATORS:
-        if name in first:
-            return first[name]
-    third = [s for s in first.values() if s.name not in CPU_ORDER and s.device.family != "cpu"]
+        if name in accelerated:
+            return accelerated[name]
+    third = [s for s in accelerated.values() if s.name not in CPU_ORDER]
     if len(third) > 1:
         names = ", ".join(f"{s.name} ({s.origin})" for s in third)
         raise BackendUnavailable(f"several backends can run on this machine: {names}; choose one with --backend")

@@ -74,7 +74,7 @@ def _need_mistake(need: Any, kernel: Kernel) -> str | None:
         return f"has the need {need!r}, whose value is no positive integer"
     if isinstance(need, _Choice) and not all(isinstance(word, str) for word in need.allowed):
         return f"has the need {need!r}, whose alternatives are not all strings"
-    arguments = [t.path for t in known.terms]
+    arguments = [*(t.path for t in known.terms), *(p for p in ("dtype", "out_dtype") if p in known.parameters)]
     if isinstance(need, DType) and need.argument not in arguments:
         return f"needs a dtype of {need.argument!r}{nearest(need.argument, arguments)}"
     return None

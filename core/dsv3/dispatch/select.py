@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from dsv3.dispatch.choose import Source
@@ -12,7 +12,7 @@ from dsv3.dispatch.registration import load_target, registered_kernels
 from dsv3.dispatch.site import Example
 from dsv3.ops import spec
 from dsv3.plugin import Call, Kernel
-from dsv3.plugin.needs import DType, merge_alternatives
+from dsv3.plugin.needs import AtLeast, Divides, _Bound, merge_alternatives
 
 # "Any number of tokens": more than a step ever has.
 UNBOUNDED = 1 << 20
@@ -56,7 +56,9 @@ class Catalogue:
         for position, kernel in enumerate(self.kernels.get(op, ())):
             reasons: dict[str, None] = {}
             for example in calls:
-                for tokens in dict.fromkeys(bucket):
+                varying = _varying(kernel, example, bucket)
+                reasons.update(dict.fromkeys(varying))
+                for tokens in () if varying else dict.fromkeys(bucket):
                     # The layers of a model ask the same questions many times over.
                     key = (op, position, tokens, example.key)
                     if key not in self._refusals:
@@ -71,18 +73,19 @@ class Catalogue:
         capability = self.source.capability
         needs = merge_alternatives(kernel.needs)
         reasons = [reason for need in needs if (reason := need.refuse(call, capability))]
-        activation = spec(call.op).activation
-        declared = any(isinstance(need, DType) and need.argument == activation for need in needs)
-        if activation and not declared:
-            found = call.dtypes.get(activation)
-            if found is not None and found not in capability.dtypes:
-                reasons.append(f"{activation} is {found}, which {self.source.device} does not have")
+        reasons += [
+            f"{name} is {found}, which {self.source.device} does not have"
+            for name, found in _activations(call)
+            if found not in capability.dtypes
+        ]
         if kernel.accepts and not reasons:
             answer = guarded(functools.partial(self._accept(kernel), call), CALL_LIMIT_S)
             if answer.error is not None:
                 reasons.append(f"its accepts function failed: {root_cause(answer.error)}")
+            elif isinstance(answer.value, str):
+                reasons.append(answer.value)
             elif answer.value is not None:
-                reasons.append(str(answer.value))
+                reasons.append(f"its accepts function answered {answer.value!r}, neither None nor a reason")
         return reasons
 
     def _accept(self, kernel: Kernel) -> Callable[[Call], str | None]:
@@ -92,11 +95,40 @@ class Catalogue:
         return self._accepts[kernel.accepts]
 
 
+_REAL = frozenset({"float64", "float32", "bfloat16", "float16"})
+
+
+def _activations(call: Call) -> Iterator[tuple[str, str]]:
+    """What must be among a device's dtypes: the activation, and the output where an argument names its dtype. Weights,
+    tables and quantised operands have dtypes of their own."""
+    activation = spec(call.op).activation
+    names = [activation] if activation else ["cache"]
+    for name in [*names, "dtype", "out_dtype"]:
+        if (found := call.dtypes.get(name)) in _REAL:
+            yield name, found
+
+
+def _varying(kernel: Kernel, example: Example, bucket: Bucket) -> list[str]:
+    """Needs that hold for some sizes of a bucket and not for others, though they may hold at both its ends."""
+    first, last = bucket
+    found = []
+    for need in kernel.needs:
+        if not isinstance(need, _Bound) or need.dim not in example.slope:
+            continue
+        slope, base = example.slope[need.dim], example.base[need.dim]
+        if isinstance(need, Divides) and slope and (first != last or need.dim in example.ragged):
+            if slope % need.value or base % need.value:
+                found.append(f"needs {need.dim} a multiple of {need.value}; it varies with the number of tokens")
+        elif isinstance(need, AtLeast) and need.dim in example.ragged and need.value > 1:
+            found.append(f"needs {need.dim} at least {need.value}; it may be 1 in a step of any size")
+    return found
+
+
 def bucket_edges(catalogues: Iterable[Catalogue], calls: Iterable[Example]) -> list[int]:
     """Token counts at which some kernel's eligibility can change, ascending: the last of each bucket but the final one.
 
     Read off the kernels' needs; a kernel with an `accepts` of its own may change anywhere, so for one of those the
-    powers of two are added.
+    powers of two are added, and it is asked about both ends of a bucket.
     """
     catalogues = list(catalogues)
     edges: set[int] = set()
@@ -120,8 +152,6 @@ def _edges(kernel: Kernel, example: Example) -> set[int]:
         last = (value - example.base[dim]) // slope if kind == "AtMost" else (value - 1 - example.base[dim]) // slope
         if kind in ("AtMost", "AtLeast"):
             edges.add(last)
-        else:  # Divides: holds for some sizes only, so those up to a tile's worth get buckets of their own
-            edges |= set(range(1, 17))
     return edges
 
 

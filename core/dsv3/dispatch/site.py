@@ -81,11 +81,12 @@ class RecordingOps:
 
 @dataclass(frozen=True)
 class Example:
-    """One recorded call: its sizes at T tokens are base + slope * T."""
+    """One recorded call: its sizes at T tokens are base + slope * T; those of ragged dimensions at most that."""
 
     op: str
     base: Mapping[str, int]
     slope: Mapping[str, int]
+    ragged: frozenset[str]
     dtypes: Mapping[str, str]
     quant: str
     weights: Mapping[str, Prepared]
@@ -132,17 +133,28 @@ def examples(op: str, first: list[Mapping[str, Any]], second: list[Mapping[str, 
 def _example(op: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Example:
     known = spec(op)
     d1, d2 = known.bind(one), known.bind(two)
-    slope = {name: d2[name] - size for name, size in d1.items() if name not in STEP_DIMS}
-    base = {name: d1[name] - slope[name] for name in slope}
+    slope = {name: d2[name] - size for name, size in d1.items()}
+    ragged = {"S"} if slope.get("S") == 0 else set()
+    for name in ragged:  # a step of T tokens is of 1 to T sequences
+        d1[name], slope[name] = 1, 1
+    known_dims = [name for name in d1 if name not in STEP_DIMS or name == "S"]
+    base = {name: d1[name] - slope[name] for name in known_dims}
     dtypes, weights = {}, {}
     for term in known.terms:
         value = term.find(one)
         if isinstance(value, torch.Tensor):
-            dtypes[term.path] = str(value.dtype).removeprefix("torch.")
+            dtypes[term.path] = _name(value.dtype)
         elif isinstance(value, LatentCache):
-            dtypes[term.path] = str(value.ckv.dtype).removeprefix("torch.")
+            dtypes[term.path] = _name(value.ckv.dtype)
         elif isinstance(value, Prepared):
             weights[term.path] = value
+            dtypes[term.path] = _name(value.tensors["weight"].dtype)
+    dtypes |= {name: one[name] for name in ("dtype", "out_dtype") if isinstance(one.get(name), str)}
     quants = {w.quant for w in weights.values() if w.quant != "none"}
     quant = min(quants) if quants else "none"
-    return Example(op, base, slope, dtypes, quant, weights, (one, two))
+    slope = {name: slope[name] for name in known_dims}
+    return Example(op, base, slope, frozenset(ragged), dtypes, quant, weights, (one, two))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

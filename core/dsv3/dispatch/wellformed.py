@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from dsv3.errors import nearest
-from dsv3.plugin import CacheSpec, Capability, Device, Kernel, KvDType, Probe
+from dsv3.plugin import CacheSpec, Capability, Device, Kernel, KvDType, Prepared, Probe
 from dsv3.plugin.device import ProbeState
 
 _DEVICE = {
@@ -69,4 +69,18 @@ def cache_spec_mistake(spec: Any) -> str | None:
         return f"page_size {spec.page_size!r}, which is no positive number of tokens"
     if spec.kv_dtype not in get_args(KvDType):
         return f"kv_dtype {spec.kv_dtype!r}, which is none of {', '.join(get_args(KvDType))}"
+    return None
+
+
+def prepared_mistake(prepared: Any, original: Prepared, layout: str) -> str | None:
+    """What is wrong with the answer of `Backend.prepare`."""
+    if not isinstance(prepared, Prepared):
+        return f"{type(prepared).__name__}, which is no dsv3.plugin.Prepared"
+    if prepared.layout != layout:
+        return f"layout {prepared.layout!r}"
+    for name in ("shape", "quant", "scale_fmt"):
+        if getattr(prepared, name) != getattr(original, name):
+            return f"{name} {getattr(prepared, name)!r}, where {getattr(original, name)!r} went in"
+    if not isinstance(prepared.tensors, Mapping) or not prepared.tensors:
+        return "a weight without tensors"
     return None

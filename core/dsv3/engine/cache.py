@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,8 +54,8 @@ class BatchCache:
             first += count
         self.layers = [allocate_planes(c, total, spec.page_size, spec.kv_dtype, dtype, device) for _ in range(layers)]
 
-    def step(self, runs: Sequence[Run], bucket: int, absorbed: bool, start: int = 0) -> Step:
-        """The metadata of one step over these runs, in order."""
+    def step(self, runs: Sequence[Run], bucket: Callable[[int], int], absorbed: bool, start: int = 0) -> Step:
+        """The metadata of one step over these runs, in order. bucket: which bound kernels a number of rows takes."""
         size = self.page_size
         ids: list[int] = []
         positions: list[int] = []
@@ -81,7 +81,8 @@ class BatchCache:
             max_q=max(len(r.ids) for r in runs),
             max_k=max(max(n - start, 0) for n in lengths),
             total_k=cu_k[-1],
-            bucket=bucket,
+            bucket=bucket(len(ids)),
+            bucket_k=bucket(cu_k[-1]),
             absorbed=absorbed,
             start=start,
         )
@@ -108,6 +109,7 @@ def meta_step(tokens: int, absorbed: bool, start: int = 0) -> Step:
         max_k=tokens,
         total_k=tokens,
         bucket=0,
+        bucket_k=0,
         absorbed=absorbed,
         start=start,
     )

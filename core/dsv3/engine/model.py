@@ -159,14 +159,14 @@ class Model:
     @torch.inference_mode()
     def forward(self, cache: BatchCache, runs: Many[Run], absorbed: bool) -> tuple[Tensor, Tensor]:
         """Hidden states [T, H] of all tokens of the runs, and what an MTP module takes."""
-        step = cache.step(runs, self._bucket(runs), absorbed)
+        step = cache.step(runs, self._placement.binding.bucket, absorbed)
         return self._graph.forward(step, cache.layers)
 
     @torch.inference_mode()
     def mtp_forward(self, cache: BatchCache, runs: Many[Run], states: Tensor, absorbed: bool) -> Tensor:
         """Hidden states [T, H] of the first MTP module; runs hold the tokens after those of `states`, at their own
         positions."""
-        step = cache.step(runs, self._bucket(runs), absorbed, start=1)
+        step = cache.step(runs, self._placement.binding.bucket, absorbed, start=1)
         return self._graph.mtp_forward(step, states, cache.layers)
 
     @torch.inference_mode()
@@ -197,9 +197,6 @@ class Model:
         return [int(i) for i in ids.tolist()]
 
     # -- inside
-
-    def _bucket(self, runs: Many[Run]) -> int:
-        return self._placement.binding.bucket(sum(len(r.ids) for r in runs))
 
     def _events(self, sequences: list[Sequence], draft: str | None) -> Iterator[tuple[Sequence, str]]:
         if draft not in (None, "mtp"):

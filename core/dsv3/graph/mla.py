@@ -64,7 +64,7 @@ class Attention:
         ckv, kpe = self.gather[b](
             cache=cache, block_table=step.block_table, seq_lens=step.seq_lens, total=step.total_k, start=step.start
         )
-        kv_b = self.kv_b[b](x=ckv.to(x.dtype), w=w.kv_b).view(ckv.shape[0], heads, -1)
+        kv_b = self.kv_b[step.bucket_k](x=ckv.to(x.dtype), w=w.kv_b).view(ckv.shape[0], heads, -1)
         q[..., self.nope :] = q_pe
         k = q.new_empty(ckv.shape[0], heads, q.shape[2])
         k[..., : self.nope] = kv_b[..., : self.nope]

@@ -13,8 +13,9 @@ class Step:
 
     ids, positions, slots [T]; block_table [S, maxp]; seq_lens [S] cached tokens per sequence, this step's included,
     counting the `start` empty slots before the first; cu_q [S+1] bounds of the sequences in the batch; cu_k [S+1]
-    bounds of their cached rows; max_q, max_k, total_k; bucket: which of the bound kernels to use; absorbed: attend
-    over the latent cache itself (few queries) instead of expanded keys and values (many).
+    bounds of their cached rows; max_q, max_k, total_k; bucket: which of the bound kernels to use; bucket_k: which for
+    what has a row per cached key; absorbed: attend over the latent cache itself (few queries) instead of expanded keys
+    and values (many).
     """
 
     ids: Tensor
@@ -28,5 +29,6 @@ class Step:
     max_k: int
     total_k: int
     bucket: int
+    bucket_k: int
     absorbed: bool
     start: int = 0

@@ -81,9 +81,9 @@ class DType(_Choice):
 
     def refuse(self, call: Call, capability: Capability) -> str | None:
         found = call.dtypes.get(self.argument)
-        if found is None:
-            return f"needs an argument {self.argument} of dtype {_words(self.allowed)}; the call has none"
-        return None if found in self.allowed else f"needs {self.argument} in {_words(self.allowed)}; it is {found}"
+        if found is None or found in self.allowed:  # an optional argument that is absent has any dtype
+            return None
+        return f"needs {self.argument} in {_words(self.allowed)}; it is {found}"
 
 
 @dataclass(frozen=True)
