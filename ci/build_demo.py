@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 from dsv3.checkpoint.folder import folder_config
 from dsv3.checkpoint.layout import open_checkpoint
-from dsv3.checkpoint.loader import _tensor
+from dsv3.checkpoint.loader import as_tensor
 from dsv3.checkpoint.reader import Reader, check_plan
 from dsv3.checkpoint.validate import plan_load
 from dsv3.graph.names import SCALE_SUFFIX
@@ -35,20 +35,20 @@ def build(source: Path, target: Path) -> int:
     check_plan(plan, reader)
     tensors = {}
     for item in plan.items:
-        tensor = _tensor(reader.array(item.entry))
+        tensor = as_tensor(reader.array(item.entry))
         name = item.expected.name
         if item.expected.kind == "linear":
             tensors[name], tensors[name + SCALE_SUFFIX] = quantize_block(tensor)
         else:
             tensors[name] = tensor.clone()
-    config = json.loads((source / "config.json").read_text()) | {"quantization_config": QUANTIZATION}
+    config = json.loads((source / "config.json").read_text(encoding="utf-8")) | {"quantization_config": QUANTIZATION}
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target) as scratch:
         made = Path(scratch) / "model.safetensors"
         save_file(tensors, made, metadata={"format": "pt"})
         made.chmod(0o644)
         made.replace(target / made.name)
-    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for name in CARRIED:
         shutil.copyfile(source / name, target / name)
     for path in source.glob("*.ATTRIBUTION.txt"):

@@ -99,7 +99,9 @@ def _variables() -> dict[str, str]:
     present = {k: v for k, v in os.environ.items() if k.startswith(PREFIX) and v}
     for name in present:
         if name not in known:
-            raise UsageError(f"environment variable {name} is not a setting of dsv3{nearest(name, known)}; unset it")
+            words = {k.removeprefix(PREFIX): k for k in known}
+            hint = nearest(name.removeprefix(PREFIX), words).replace("mean '", f"mean '{PREFIX}")
+            raise UsageError(f"environment variable {name} is not a setting of dsv3{hint}; unset it")
     return present
 
 

@@ -54,7 +54,7 @@ def test_the_mtp_copy_of_the_embedding_stands_in_for_a_missing_original(whole: d
 def test_an_index_may_be_without_total(whole: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
     shutil.copytree(whole["sharded"], folder)
-    write_index(folder, json.loads((folder / INDEX).read_text())["weight_map"])
+    write_index(folder, json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"])
     assert dsv3.load(str(folder)).logits([0]).isfinite().all()
 
 

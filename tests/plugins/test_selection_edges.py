@@ -42,7 +42,8 @@ def test_needs_hold_at_every_call(make: Make) -> None:
 
 def test_the_number_of_sequences_is_at_most_the_tokens(make: Make) -> None:
     make(
-        "Kernel('mla_decode', 'few', T + 'rms_any', needs=(AtMost('S', 8),)), Kernel('mla_decode', 'k', T + 'x', needs=(AtLeast('S', 2),))"
+        "Kernel('mla_decode', 'few', T + 'rms_any', needs=(AtMost('S', 8),)),"
+        "Kernel('mla_decode', 'k', T + 'x', needs=(AtLeast('S', 2),))"
     )
     with pytest.raises(dsv3.BackendUnavailable, match="does not take the arguments of mla_decode"):
         _load()  # it was chosen, for steps of up to 8 tokens
@@ -70,7 +71,8 @@ def test_an_absent_optional_argument_meets_any_dtype(make: Make) -> None:
 
 def test_a_pin_on_a_part_keeps_the_whole_apart(make: Make) -> None:
     make(
-        "Kernel('moe', 'whole', T + 'moe'), Kernel('grouped_linear', 'g', T + 'experts'), Kernel('grouped_linear', 'h', T + 'experts')"
+        "Kernel('moe', 'whole', T + 'moe'), Kernel('grouped_linear', 'g', T + 'experts'),"
+        "Kernel('grouped_linear', 'h', T + 'experts')"
     )
     ops = _load(pins={"grouped_linear": "acme.h"}).placement().to_json()["ops"]
     assert ops["grouped_linear"]["chosen"] == "acme.h"

@@ -28,7 +28,7 @@ Break = Callable[[Path], Any]
 def config(**fields: Any) -> Break:
     def change(folder: Path) -> None:
         path = folder / "config.json"
-        values = {**json.loads(path.read_text()), **fields}
+        values = {**json.loads(path.read_text(encoding="utf-8")), **fields}
         path.write_text(json.dumps({k: v for k, v in values.items() if v != "absent"}))
 
     return change
@@ -37,7 +37,7 @@ def config(**fields: Any) -> Break:
 def tokenizer(**fields: Any) -> Break:
     def change(folder: Path) -> None:
         path = folder / "tokenizer_config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **fields}))
 
     return change
 
@@ -62,7 +62,7 @@ def header(change: Callable[[dict[str, Any]], Any], file: str = SINGLE) -> Break
 
 def index(change: Callable[[dict[str, str]], Any], **metadata: Any) -> Break:
     def rewrite(folder: Path) -> None:
-        table = json.loads((folder / INDEX).read_text())
+        table = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         change(table["weight_map"])
         table["metadata"] |= metadata
         (folder / INDEX).write_text(json.dumps(table))

@@ -56,7 +56,7 @@ def save(model: Any, folder: Path, **config: Any) -> Path:
     """The model as transformers saves it; keyword arguments change its config.json."""
     model.save_pretrained(folder)
     path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **config}))
     return folder
 
 
@@ -65,7 +65,7 @@ def rewrite(folder: Path, change: Any, **config: Any) -> None:
     path = folder / "model.safetensors"
     save_file(change(load_file(path)), path)
     settings = folder / "config.json"
-    settings.write_text(json.dumps({**json.loads(settings.read_text()), **config}))
+    settings.write_text(json.dumps({**json.loads(settings.read_text(encoding="utf-8")), **config}))
 
 
 def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:

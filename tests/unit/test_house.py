@@ -16,7 +16,7 @@ HARDWARE = {"triton", "numba", "torch_npu"}
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_source_file_keeps_the_house_rules(path: Path) -> None:
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     assert len(text.splitlines()) <= 400
     assert ast.get_docstring(tree), "a module says what it is for"

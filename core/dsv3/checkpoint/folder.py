@@ -38,7 +38,8 @@ def model_folder(model: str, meta: bool) -> Path | None:
         raise UsageError(f"model {model!r}: {error}") from error
     if model in presets():
         if not meta:
-            raise UsageError(f"{model!r} is a configuration without weights: add device='meta', or name a checkpoint's folder")
+            hint = f"`dsv3 explain --model {model}` or load(..., device='meta') plan it"
+            raise UsageError(f"{model!r} is a configuration without weights; name a checkpoint's folder to run it; {hint}")
         return None
     if path.is_file():
         raise UsageError(f"{model!r} is a file; name the folder that holds config.json and the weights")

@@ -92,7 +92,7 @@ def open_checkpoint(folder: Path) -> dict[str, Entry]:
 
 def has_weights(folder: Path) -> bool:
     """Whether the folder holds any weights at all, or only a configuration."""
-    return any(folder.glob("*.safetensors*"))
+    return any(folder.glob("*.safetensors"))
 
 
 def _nothing(folder: Path) -> CheckpointError:

@@ -51,7 +51,7 @@ def load_weights(
                     check_replicas(item.scale, reader)
             path = item.expected.into
             owner, name = slots[path]
-            _place(_real(owner, name, device), item, _tensor(array), None if scale is None else _tensor(scale))
+            _place(_real(owner, name, device), item, as_tensor(array), None if scale is None else as_tensor(scale))
             pending[path] -= 1
             if pending[path] == 0:
                 value = getattr(owner, name)
@@ -64,7 +64,7 @@ def load_weights(
     _assert_complete(weights)
 
 
-def _tensor(array: Array) -> Tensor:
+def as_tensor(array: Array) -> Tensor:
     """A torch view of an array; bits become the types that numpy lacks."""
     tensor = torch.from_numpy(np.ascontiguousarray(array))
     return tensor.view({np.uint16: torch.bfloat16, np.uint8: torch.float8_e4m3fn}.get(array.dtype.type, tensor.dtype))

@@ -14,8 +14,9 @@ Advance = Callable[[int], None]
 
 @contextmanager
 def bytes_progress(what: str, total: int, show: bool | None = None) -> Iterator[Advance]:
-    """Yields a function to call with the number of bytes just done. show: None means only where it takes long enough to see."""
-    if show is False:
+    """Yields a function to call with the number of bytes just done. show: None means on a terminal only; True also
+    elsewhere, where a line appears every few seconds."""
+    if show is False or (show is None and not sys.stderr.isatty()):
         yield lambda n: None
     elif sys.stderr.isatty():
         with _bar(what, total) as advance:

@@ -13,6 +13,7 @@ from typing import Any
 from dsv3 import __version__
 from dsv3.cli import probe
 from dsv3.cli.common import table
+from dsv3.errors import UsageError
 from dsv3.resources import resources
 from dsv3.settings import config_path, resolve
 
@@ -26,21 +27,31 @@ def main(arguments: argparse.Namespace) -> int:
         return 0
     print(table([(name, value) for name, value in found["versions"].items()]))
     print("\nsettings")
-    print(table([(f"  {s['name']}", str(s["value"]), s["source"]) for s in found["settings"]]))
+    if found["settings_problem"]:
+        print(f"  error: {found['settings_problem']}")
+    rows = [(f"  {s['name']}", "-" if s["value"] is None else str(s["value"]), s["source"]) for s in found["settings"]]
+    if rows:
+        print(table(rows))
     print(f"  file: {found['config_file']}")
     print("\nbackends")
-    rows = [(f"  {b['backend']}", b["state"], b["package"], b["detail"] or (b["device"] or {}).get("text", ""))
+    backends = [(f"  {b['backend']}", b["state"], b["package"], b["detail"] or (b["device"] or {}).get("text", ""))
             for b in found["backends"]]  # fmt: skip
-    print(table(rows or [("  none", "", "", "no entry points: install dsv3 with pip")]))
+    print(table(backends or [("  none", "", "", "no entry points: install dsv3 with pip")]))
     return 0
 
 
 def gather(arguments: argparse.Namespace) -> dict[str, Any]:
     """Everything as plain data."""
-    settings = [{"name": name, "value": r.value, "source": r.source} for name, r in resolve(vars(arguments)).items()]
+    problem = ""
+    settings: list[dict[str, Any]] = []
+    try:
+        settings = [{"name": n, "value": r.value, "source": r.source} for n, r in resolve(vars(arguments)).items()]
+    except UsageError as error:  # what doctor is for
+        problem = str(error)
     return {
         "versions": _versions(),
         "settings": settings,
+        "settings_problem": problem,
         "config_file": f"{config_path()} ({'read' if config_path().exists() else 'absent'})",
         "backends": probe.gather(),
     }

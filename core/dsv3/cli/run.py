@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dsv3.cli.common import load_model, settings_of
 from dsv3.cli.streams import read_line, read_stdin, text_stream
+from dsv3.engine.options import MAX_BATCH, check_options
 from dsv3.engine.text import check_unicode
 from dsv3.errors import Dsv3Error, UsageError
 
@@ -26,6 +28,9 @@ def main(arguments: argparse.Namespace) -> int:
     prompts = _prompts(arguments)
     options = {name: settings[name] for name in _SAMPLING}
     options |= {"stop": arguments.stop, "ignore_eos": arguments.ignore_eos}
+    check_options(**options)
+    if settings["device"] == "meta":
+        raise UsageError("device 'meta' has shapes but no weights; `dsv3 explain --model NAME` shows the plan")
     with text_stream() as out:
         return _run(arguments, settings, prompts, options, out)
 
@@ -48,7 +53,7 @@ def _run(
     if arguments.input_file is None and not arguments.json:
         _stream(model, prompts[0], options, out)
     else:
-        _batch(model, prompts, options, arguments.json, out)
+        _batch(model, prompts, options, arguments, out)
     return 0
 
 
@@ -66,7 +71,7 @@ def _prompts(arguments: argparse.Namespace) -> list[str] | None:
         return [arguments.prompt]
     if arguments.input_file is not None:
         try:
-            text = Path(arguments.input_file).read_text(encoding="utf-8")
+            text = Path(arguments.input_file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--input-file {arguments.input_file}: {error}; name a text file in UTF-8") from error
         if not text:
@@ -94,24 +99,36 @@ def _show(model: Model, prompt: Any, options: Mapping[str, Any], out: TextIO) ->
     return result
 
 
-def _batch(model: Model, prompts: list[str], options: Mapping[str, Any], as_json: bool, out: TextIO) -> None:
-    results = model.generate(prompts, **options)
-    for number, (prompt, result) in enumerate(zip(prompts, results, strict=True)):
-        if as_json:
-            fields = {"text": result.text, "ids": result.ids, "finish_reason": result.finish_reason, "stats": result.stats}
-            print(json.dumps({"prompt": prompt, **fields}, ensure_ascii=False), file=out)
-        else:
-            print(("\n" if number else "") + result.text, file=out)
+def _batch(model: Model, prompts: list[str], options: Mapping[str, Any], arguments: argparse.Namespace, out: TextIO) -> None:
+    """Answer many prompts, a batch at a time; what is done is written before the next begins."""
+    ids = [_encoded(model, prompt, number, arguments.input_file) for number, prompt in enumerate(prompts)]
+    results: list[Generation] = []
+    start = time.perf_counter()
+    for first in range(0, len(prompts), MAX_BATCH):
+        done = model.generate(ids[first : first + MAX_BATCH], **options)
+        for number, result in enumerate(done, first):
+            if arguments.json:
+                print(json.dumps({"prompt": prompts[number], **_fields(result)}, ensure_ascii=False), file=out)
+            else:
+                print(("\n" if number else "") + result.text, file=out)
+        out.flush()
+        results += done
     total = {name: sum(r.stats[name] for r in results) for name in ("prompt_tokens", "new_tokens", "drafted", "accepted")}
-    seconds = max(r.stats["ttft_s"] + _decode_seconds(r.stats) for r in results)
-    total["ttft_s"] = min(r.stats["ttft_s"] for r in results)
-    total["prefill_tok_s"] = max(r.stats["prefill_tok_s"] for r in results)
-    total["decode_tok_s"] = total["new_tokens"] / seconds if seconds else 0.0
+    total["ttft_s"] = results[0].stats["ttft_s"]
+    total["decode_tok_s"] = total["new_tokens"] / (time.perf_counter() - start)
     print(_statistics(total), file=sys.stderr)
 
 
-def _decode_seconds(stats: Mapping[str, float]) -> float:
-    return (stats["new_tokens"] - 1) / stats["decode_tok_s"] if stats["decode_tok_s"] else 0.0
+def _encoded(model: Model, prompt: str, number: int, file: str | None) -> list[int]:
+    """The prompt's ids, checked: one that is too long is an error that names its line, before any other is answered."""
+    try:
+        return model.prompt_ids(prompt)
+    except UsageError as error:
+        raise UsageError(f"{file}:{number + 1}: {error}" if file else str(error)) from error
+
+
+def _fields(result: Generation) -> dict[str, Any]:
+    return {"text": result.text, "ids": result.ids, "finish_reason": result.finish_reason, "stats": result.stats}
 
 
 def _statistics(stats: Mapping[str, float]) -> str:
@@ -147,9 +164,8 @@ def _converse(model: Model, options: Mapping[str, Any], out: TextIO) -> int:
 def _ask() -> str | None:
     """One line of input, None at its end; Ctrl-C here asks again."""
     while True:
-        print(">>> ", end="", file=sys.stderr, flush=True)
         try:
-            return read_line()
+            return read_line(">>> ")
         except KeyboardInterrupt:
             print(file=sys.stderr)
         except UsageError as error:
@@ -169,7 +185,7 @@ def _reply(model: Model, history: list[dict[str, str]], text: str, options: Mapp
     except KeyboardInterrupt:
         print("\ndsv3: reply ended", file=sys.stderr)
     except Dsv3Error as error:
-        print(f"error: {error}; /clear makes room", file=sys.stderr)
+        print(f"error: {error}" + ("; /clear makes room" if history else ""), file=sys.stderr)
         return
     print(file=out, flush=True)
     history[:] = [*messages, {"role": "assistant", "content": "".join(said)}]

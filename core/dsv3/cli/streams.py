@@ -62,9 +62,20 @@ def read_stdin() -> str:
     return decoded(sys.stdin.buffer.read(), "standard input")
 
 
-def read_line() -> str | None:
-    """One line of standard input, None at its end. UsageError for a line that is not UTF-8."""
-    raw = sys.stdin.buffer.readline() if sys.stdin is not None else b""
+def read_line(prompt: str) -> str | None:
+    """One line of standard input, None at its end. On a terminal with a prompt and line editing. UsageError for a line that
+    is not UTF-8."""
+    if sys.stdin is None:
+        return None
+    if sys.stdin.isatty():
+        with suppress(ImportError):
+            import readline  # noqa: F401  (input() edits lines where it is there)
+        try:
+            return input(prompt) + "\n"
+        except EOFError:
+            print(file=sys.stderr)
+            return None
+    raw = sys.stdin.buffer.readline()
     return decoded(raw, "the line") if raw else None
 
 

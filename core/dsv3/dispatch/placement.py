@@ -12,6 +12,8 @@ from dsv3.dispatch.select import UNBOUNDED, Bucket
 from dsv3.ops import spec
 from dsv3.plugin import Device
 
+_NAMED = 4  # fallbacks named in the summary line; the table has all
+
 
 @dataclass
 class Placement:
@@ -48,24 +50,33 @@ class Placement:
     def summary(self) -> str:
         """One line: backend, device, number formats, and how many operators are native, composite, fallback."""
         kinds = Counter(self._kind(op) for op in self.operators())
-        text = f"{kinds['native']}/{sum(kinds.values())} operators native, {kinds['composite']} composite"
-        if fallbacks := self.fallbacks():
-            text += f", {len(fallbacks)} on the reference: {', '.join(fallbacks)}"
+        parts = [f"{kinds['native']} of {sum(kinds.values())} operators native"]
+        if kinds["partly"]:
+            parts.append(f"{kinds['partly']} partly")
+        parts.append(f"{kinds['composite']} composite")
+        if kinds["fallback"]:
+            names = [op for op in self.operators() if self._kind(op) == "fallback"]
+            more = ", .." if len(names) > _NAMED else ""
+            parts.append(f"{kinds['fallback']} on the reference ({', '.join(names[:_NAMED])}{more})")
+        if kinds["other"]:
+            parts.append(f"{kinds['other']} torch's own")
+        text = ", ".join(parts)
         formats = f"{self.dtype}, weights {self.quant or 'none'}, cache {self.kv_dtype}"
         return f"{self.model} on {self.backend}, {self.device}: {formats}; {text}"
 
     def _kind(self, op: str) -> str:
         found = [d for _, _, d in self.decisions(op)]
+        native = any(d.kernel and d.kernel.source.name == self.backend for d in found)
         if any(d.fallback for d in found):
-            return "fallback"
-        if any(d.kernel and d.kernel.source.name == self.backend for d in found):
+            return "partly" if native else "fallback"
+        if native:
             return "native"
         return "composite" if any(d.parts for d in found) else "other"
 
     def __str__(self) -> str:
         rows = [("operator", "kernel", "tokens", "sites", "why")]
         for op in self.operators():
-            counted = Counter((_chosen(d), _span(span), d.why) for _, span, d in self.decisions(op))
+            counted = Counter((_chosen(d), _span(span), _because(d)) for _, span, d in self.decisions(op))
             rows += [(op, name, span, str(n), why) for (name, span, why), n in counted.items()]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
@@ -115,6 +126,14 @@ def _chosen(d: Decision) -> str:
     if d.kernel:
         return d.kernel.name
     return "by shape" if d.cases else f"parts({', '.join(d.parts)})"
+
+
+def _because(d: Decision) -> str:
+    """Why, and for what is not the backend's own kernel the first reason against those that are."""
+    if (d.kernel is not None and not d.fallback) or not d.rejected:
+        return d.why
+    kernel, reason = d.rejected[0]
+    return f"{d.why} ({kernel}{' ' if reason.startswith('offers') else ': '}{reason})"
 
 
 def _span(bucket: Bucket) -> str:

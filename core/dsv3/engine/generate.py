@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dsv3.engine.cache import BatchCache, Run
+from dsv3.engine.cache import Run
+from dsv3.engine.options import MAX_BATCH
 from dsv3.engine.sequence import Sequence
 
 if TYPE_CHECKING:
     from dsv3.engine.model import Model
 
-MAX_BATCH = 32
 PREFILL_TOKENS = 2048
 Event = tuple[Sequence, str]
 
@@ -139,6 +139,3 @@ def _bounds(runs: Many[Run]) -> list[int]:
         total += len(run.ids)
         ends.append(total)
     return ends
-
-
-__all__ = ["MAX_BATCH", "PREFILL_TOKENS", "BatchCache", "generate"]

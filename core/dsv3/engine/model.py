@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
@@ -12,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dsv3.engine.cache import BatchCache, Run
-from dsv3.engine.generate import MAX_BATCH, PREFILL_TOKENS, generate
-from dsv3.engine.sequence import Generation, Sampling, Sequence, as_ids, is_id
+from dsv3.engine.generate import PREFILL_TOKENS, generate
+from dsv3.engine.options import Sampling, check_options, is_integer
+from dsv3.engine.sequence import Generation, Sequence, as_ids
 from dsv3.engine.text import Tokenizer
 from dsv3.errors import UsageError
 from dsv3.graph.config import ModelConfig
@@ -46,6 +46,9 @@ class Model:
         self._graph, self._sample, self._placement = graph, sample, placement
         self._cache_spec, self._source = cache_spec, source
 
+    def __repr__(self) -> str:
+        return f"<dsv3.Model {self._placement.summary}>"
+
     # -- what users call
 
     def placement(self) -> Placement:
@@ -65,6 +68,7 @@ class Model:
         chunk: tokens per step. absorbed: attend over the latent cache, as decoding does, instead of expanded keys.
         """
         tokens = self._checked(ids, 1)
+        _check_chunk(chunk)
         cache = self.new_cache([len(tokens)])
         rows = []
         for at in range(0, len(tokens), chunk):
@@ -76,6 +80,7 @@ class Model:
         """[T - 1, V]: row i predicts token i + 2 from the hidden state of position i and token i + 1."""
         tokens = self._checked(ids, 2)
         self._needs_mtp("mtp_logits")
+        _check_chunk(chunk)
         cache = self.new_cache([len(tokens)])
         rows = []
         for at in range(0, len(tokens) - 1, chunk):
@@ -102,9 +107,12 @@ class Model:
         same, in fewer steps."""
         if not hasattr(prompts, "__len__") or not hasattr(prompts, "__getitem__"):
             raise UsageError(f"prompts is {prompts!r}; expected a string, a list of token ids, or a list of either")
-        single = isinstance(prompts, str) or (len(prompts) > 0 and is_id(prompts[0]))
+        single = isinstance(prompts, str) or (len(prompts) > 0 and is_integer(prompts[0]))
         many = [prompts] if single else list(prompts)
-        sampling = _sampling(max_new_tokens, temperature, top_p, stop, ignore_eos)
+        sampling = check_options(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed, stop=stop,
+            ignore_eos=ignore_eos, draft=draft,
+        )  # fmt: skip
         sequences = [self._sequence(p, sampling, seed) for p in many]
         for _ in self._events(sequences, draft):
             pass
@@ -112,28 +120,21 @@ class Model:
         return results[0] if single else results
 
     def stream(self, prompt: Any, **options: Any) -> Iterator[str]:
-        """The text of `generate(prompt, ...)` piece by piece; the pieces join to its text."""
-        for piece, _ in self.stream_events(prompt, **options):
-            yield piece
+        """The text of `generate(prompt, ...)` piece by piece; the pieces join to its text. Wrong arguments raise at once."""
+        return (piece for piece, _ in self.stream_events(prompt, **options))
 
-    def stream_events(
-        self,
-        prompt: Any,
-        *,
-        max_new_tokens: int = 200,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int | None = None,
-        stop: Many[str] = (),
-        ignore_eos: bool = False,
-        draft: Literal["mtp"] | None = None,
-    ) -> Iterator[tuple[str, Generation | None]]:
+    def stream_events(self, prompt: Any, **options: Any) -> Iterator[tuple[str, Generation | None]]:
         """(text piece, None) as it appears, at last ("", Generation)."""
-        sampling = _sampling(max_new_tokens, temperature, top_p, stop, ignore_eos)
-        sequence = self._sequence(prompt, sampling, seed)
-        for _, piece in self._events([sequence], draft):
-            yield piece, None
-        yield "", sequence.result()
+        sampling = check_options(**options)
+        sequence = self._sequence(prompt, sampling, options.get("seed"))
+        events = self._events([sequence], options.get("draft"))
+
+        def pieces() -> Iterator[tuple[str, Generation | None]]:
+            for _, piece in events:
+                yield piece, None
+            yield "", sequence.result()
+
+        return pieces()
 
     def chat(self, messages: Many[Mapping[str, str]], **options: Any) -> Generation:
         """Answer a conversation of {"role", "content"} messages, through the model's chat template."""
@@ -199,37 +200,43 @@ class Model:
     # -- inside
 
     def _events(self, sequences: list[Sequence], draft: str | None) -> Iterator[tuple[Sequence, str]]:
-        if draft not in (None, "mtp"):
-            raise UsageError(f"draft {draft!r} is neither None nor 'mtp'")
         if draft:
             self._needs_mtp("draft='mtp'")
-        yield from generate(self, sequences, draft == "mtp")
+        return generate(self, sequences, draft == "mtp")
+
+    def prompt_ids(self, prompt: Any) -> list[int]:
+        """The token ids of a prompt, checked: in the vocabulary, and leaving room for at least one more."""
+        self._needs_weights()
+        tokens = self._checked(self._needs_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt, 1)
+        if len(tokens) >= self.config.max_position_embeddings:
+            raise self._too_long(len(tokens), self.config.max_position_embeddings - 1)
+        return tokens
 
     def _sequence(self, prompt: Any, sampling: Sampling, seed: int | None) -> Sequence:
-        ids = self._needs_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt
-        tokens = self._checked(ids, 1)
-        room = self.config.max_position_embeddings - len(tokens)
-        if room < 1:
-            raise UsageError(
-                f"the prompt has {len(tokens)} tokens; this model reads at most {self.config.max_position_embeddings - 1}"
-            )
+        tokens = self.prompt_ids(prompt)
         if sampling.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer; this model's folder has none")
         eos = set(self.config.eos_token_id)
         if not eos and self.tokenizer is not None and self.tokenizer.eos is not None:
             eos = {self.tokenizer.eos}
         chosen = secrets.randbits(63) if seed is None else _signed(seed)
-        limit = min(sampling.max_new_tokens, room)
+        limit = min(sampling.max_new_tokens, self.config.max_position_embeddings - len(tokens))
         return Sequence(tokens, sampling, chosen, limit, frozenset(eos), self.tokenizer)
 
-    def _checked(self, ids: Many[int] | Tensor, minimum: int) -> list[int]:
+    def _too_long(self, length: int, limit: int) -> UsageError:
+        return UsageError(f"{length} tokens; this model reads at most {limit}")
+
+    def _needs_weights(self) -> None:
         if self.device.type == "meta":
             raise UsageError("this model is on device 'meta': it has shapes but no weights; load it on a real device")
+
+    def _checked(self, ids: Many[int] | Tensor, minimum: int) -> list[int]:
+        self._needs_weights()
         tokens = as_ids(ids)
         if len(tokens) < minimum:
             raise UsageError(f"{len(tokens)} tokens; at least {minimum} needed")
         if len(tokens) > self.config.max_position_embeddings:
-            raise UsageError(f"{len(tokens)} tokens; this model reads at most {self.config.max_position_embeddings}")
+            raise self._too_long(len(tokens), self.config.max_position_embeddings)
         wrong = next((t for t in tokens if not 0 <= t < self.config.vocab_size), None)
         if wrong is not None:
             raise UsageError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
@@ -248,25 +255,15 @@ class Model:
         return logits.to("cpu", torch.float64 if self.dtype == torch.float64 else torch.float32)
 
 
+def _check_chunk(chunk: Any) -> None:
+    if not is_integer(chunk) or chunk < 1:
+        raise UsageError(f"chunk is {chunk!r}; expected a positive number of tokens")
+
+
 def _signed(seed: int) -> int:
     """Any integer as the signed 64 bits that a tensor holds."""
-    if not is_id(seed):
-        raise UsageError(f"seed is {seed!r}; expected an integer")
     low = int(seed) & (1 << 64) - 1
     return low - (1 << 64) if low >> 63 else low
-
-
-def _sampling(max_new_tokens: int, temperature: float, top_p: float, stop: Many[str], ignore_eos: bool) -> Sampling:
-    if not is_id(max_new_tokens) or max_new_tokens < 0:
-        raise UsageError(f"max_new_tokens is {max_new_tokens!r}; expected a non-negative integer")
-    if not (isinstance(temperature, int | float) and math.isfinite(temperature) and temperature >= 0):
-        raise UsageError(f"temperature is {temperature!r}; expected a finite number of at least 0")
-    if not (isinstance(top_p, int | float) and 0 < top_p <= 1):
-        raise UsageError(f"top_p is {top_p!r}; expected a number above 0 and at most 1")
-    stops = (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, Iterable) else (None,)
-    if not all(isinstance(s, str) and s for s in stops):
-        raise UsageError(f"stop is {stop!r}; expected strings that are not empty")
-    return Sampling(max_new_tokens, float(temperature), float(top_p), stops, bool(ignore_eos))
 
 
 def _nucleus(logits: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
@@ -276,6 +273,3 @@ def _nucleus(logits: Tensor, temperature: Tensor, top_p: Tensor) -> Tensor:
     before = torch.softmax(ordered, dim=-1).cumsum(dim=-1) - torch.softmax(ordered, dim=-1)
     drop = torch.zeros_like(before, dtype=torch.bool).scatter_(1, order, before >= top_p[:, None])
     return logits.masked_fill(drop & (top_p < 1)[:, None], float("-inf"))
-
-
-__all__ = ["MAX_BATCH", "Model"]

@@ -10,21 +10,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from dsv3.engine.options import Sampling, is_integer
 from dsv3.engine.text import Detokenizer, StopFinder, Tokenizer
 from dsv3.errors import UsageError
 
 FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen. temperature 0 is greedy; the noise depends on seed and position only."""
-
-    max_new_tokens: int
-    temperature: float
-    top_p: float
-    stop: tuple[str, ...]
-    ignore_eos: bool
 
 
 @dataclass
@@ -128,16 +118,16 @@ class Sequence:
     def result(self) -> Generation:
         text, count = "".join(self.pieces), len(self.ids)
         first = self.first_token or self.ended
-        prefill, decode = first - self.prefilled, self.ended - first
+        prefill, decode = first - (self.prefilled or first), self.ended - first
         stats = {
-            "prompt_tokens": float(len(self.prompt)),
-            "new_tokens": float(count),
+            "prompt_tokens": len(self.prompt),
+            "new_tokens": count,
             "ttft_s": first - self.started,
             "prefill_tok_s": len(self.prompt) / prefill if prefill > 0 else 0.0,
             "decode_tok_s": (count - 1) / decode if decode > 0 and count > 1 else 0.0,
-            "steps": float(self.steps),
-            "drafted": float(self.drafted),
-            "accepted": float(self.accepted),
+            "steps": self.steps,
+            "drafted": self.drafted,
+            "accepted": self.accepted,
         }
         return Generation(text, list(self.ids), self.finish_reason or "length", stats)
 
@@ -151,14 +141,7 @@ def as_ids(prompt: Any) -> list[int]:
     if isinstance(prompt, str | bytes) or not isinstance(prompt, Iterable):
         raise UsageError(f"{prompt!r} is no list of token ids")
     found = list(prompt)
-    wrong = next((i for i in found if not is_id(i)), None)
+    wrong = next((i for i in found if not is_integer(i)), None)
     if wrong is not None:
         raise UsageError(f"{wrong!r} is no token id; expected integers")
     return [int(i) for i in found]
-
-
-def is_id(value: Any) -> bool:
-    """An integer of Python, NumPy or torch (a tensor without dimensions)."""
-    if isinstance(value, Tensor):
-        return value.dim() == 0 and not value.is_floating_point() and value.dtype != torch.bool
-    return hasattr(value, "__index__") and not isinstance(value, bool)
