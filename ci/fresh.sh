@@ -5,20 +5,23 @@ set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-unset DSV3_TEST_DATA
-export PIP_DISABLE_PIP_VERSION_CHECK=1
+# Nothing of this machine's settings.
+for name in "${!DSV3_@}"; do unset "$name"; done
+export PIP_DISABLE_PIP_VERSION_CHECK=1 XDG_CONFIG_HOME="$work/config"
+unset PIP_QUIET
 # README's first command, as it stands there.
 first=$(sed -n '/^```sh$/,/^```$/p' "$root/README.md" | sed -n '2p')
 echo "first command: $first"
 
-git clone -q "$root" "$work/clone"
+command -v git >/dev/null || { echo "ci/fresh.sh needs git" >&2; exit 1; }
+git -c safe.directory='*' clone -q "$root" "$work/clone"
 python3 -m venv "$work/one"
 (cd "$work/clone" && . "$work/one/bin/activate" && eval "$first" >"$work/one.out" 2> >(grep -v '^WARNING: Location' >&2))
 # pip prints to stdout too: the story is what follows its last line.
 sed -n '/^Successfully installed/,$p' "$work/one.out" | sed 1d >"$work/one.story"
 
 python3 -m venv "$work/two"
-(cd "$work/clone" && "$work/one/bin/pip" install -q build 2>/dev/null && "$work/one/bin/python" -m build -q --wheel -o "$work/dist" . 2>/dev/null)
+(cd "$work/clone" && "$work/one/bin/pip" install -q build 2>/dev/null && "$work/one/bin/python" -m build --wheel -o "$work/dist" . >"$work/build.log" 2>&1) || { cat "$work/build.log" >&2; exit 1; }
 "$work/two/bin/pip" install -q "$work"/dist/*.whl 2> >(grep -v '^WARNING: Location' >&2)
 rm -rf "$work/clone"
 mkdir "$work/elsewhere"

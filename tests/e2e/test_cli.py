@@ -235,6 +235,56 @@ def test_start_up_takes_under_150_ms(command: list[str]) -> None:
     assert seconds < 0.150
 
 
+def test_a_prompt_that_is_too_long_is_named_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfOnce upon a time\n" + b"word " * 5000 + b"\n")
+    code, out, err = call(capsys, "run", "--input-file", str(tmp_path / "p.txt"), "--max-new-tokens", "2")
+    assert (code, out) == (2, "") and "p.txt:2: " in err and "this model reads at most 4095" in err
+    (tmp_path / "p.txt").write_bytes(b"\xef\xbb\xbfOnce upon a time\n")  # a byte order mark is no part of the prompt
+    code, out, _ = call(capsys, "run", "--input-file", str(tmp_path / "p.txt"), "--max-new-tokens", "2", "--json")
+    assert json.loads(out)["prompt"] == "Once upon a time"
+
+
+def test_answers_are_written_batch_by_batch(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is done stays, whatever happens to the next batch."""
+    monkeypatch.setattr("dsv3.cli.run.MAX_BATCH", 2)
+    seen = []
+    generate = dsv3.Model.generate
+
+    def counting(self: dsv3.Model, prompts: list[list[int]], **options: object) -> object:
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(len(prompts))
+        return generate(self, prompts, **options)
+
+    monkeypatch.setattr(dsv3.Model, "generate", counting)
+    (tmp_path / "p.txt").write_text("A\nB\nC\nD\nE\n")
+    code, out, _ = call(capsys, "run", "--input-file", str(tmp_path / "p.txt"), "--max-new-tokens", "1", "--json")
+    assert code == 130 and seen == [2, 2] and [json.loads(line)["prompt"] for line in out.splitlines()] == list("ABCD")
+
+
+def test_wrong_options_are_found_before_anything_is_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in (["--temperature", "-1"], ["--draft", "eagle"], ["--top-p", "2"], ["--device", "meta"]):
+        code, _, err = call(capsys, "run", "x", "--model", "/nowhere", *wrong)
+        assert code == 2 and "/nowhere" not in err, err
+
+
+def test_doctor_shows_what_is_wrong_with_the_settings(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DSV3_FOO", "1")
+    code, out, _ = call(capsys, "doctor")
+    assert code == 0 and "DSV3_FOO is not a setting" in out and "reference" in out
+
+
+def test_a_folder_with_an_index_but_no_shards_can_be_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_bytes(resources("configs", "models", "671B.json").read_bytes())
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00001-of-00001.safetensors"}}')
+    code, out, _ = call(capsys, "explain", "moe", "--model", str(tmp_path))
+    assert code == 0 and "moe(" in out
+
+
 # -- streams
 
 

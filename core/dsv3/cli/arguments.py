@@ -55,7 +55,11 @@ def _setting(parser: argparse.ArgumentParser, *names: str) -> None:
 def _placement(parser: argparse.ArgumentParser) -> None:
     _setting(parser, "model", "backend", "device", "dtype", "quant", "kv_dtype")
     parser.add_argument(
-        "--emulate", nargs="?", const=True, metavar="ARCH", help="run the backend's kernels without its device, as on ARCH"
+        "--emulate",
+        nargs="?",
+        const=True,
+        metavar="ARCH",
+        help="run the backend's kernels without its device, as on ARCH (after the prompt, or as --emulate=ARCH)",
     )
     parser.add_argument(
         "--kernel", action="append", default=[], metavar="OP=BACKEND.KERNEL", help="pin an operator to a kernel; repeatable"

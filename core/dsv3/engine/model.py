@@ -207,10 +207,8 @@ class Model:
     def prompt_ids(self, prompt: Any) -> list[int]:
         """The token ids of a prompt, checked: in the vocabulary, and leaving room for at least one more."""
         self._needs_weights()
-        tokens = self._checked(self._needs_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt, 1)
-        if len(tokens) >= self.config.max_position_embeddings:
-            raise self._too_long(len(tokens), self.config.max_position_embeddings - 1)
-        return tokens
+        ids = self._needs_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt
+        return self._checked(ids, 1, room=1)
 
     def _sequence(self, prompt: Any, sampling: Sampling, seed: int | None) -> Sequence:
         tokens = self.prompt_ids(prompt)
@@ -223,20 +221,18 @@ class Model:
         limit = min(sampling.max_new_tokens, self.config.max_position_embeddings - len(tokens))
         return Sequence(tokens, sampling, chosen, limit, frozenset(eos), self.tokenizer)
 
-    def _too_long(self, length: int, limit: int) -> UsageError:
-        return UsageError(f"{length} tokens; this model reads at most {limit}")
-
     def _needs_weights(self) -> None:
         if self.device.type == "meta":
             raise UsageError("this model is on device 'meta': it has shapes but no weights; load it on a real device")
 
-    def _checked(self, ids: Many[int] | Tensor, minimum: int) -> list[int]:
+    def _checked(self, ids: Any, minimum: int, room: int = 0) -> list[int]:
         self._needs_weights()
         tokens = as_ids(ids)
         if len(tokens) < minimum:
             raise UsageError(f"{len(tokens)} tokens; at least {minimum} needed")
-        if len(tokens) > self.config.max_position_embeddings:
-            raise self._too_long(len(tokens), self.config.max_position_embeddings)
+        limit = self.config.max_position_embeddings - room
+        if len(tokens) > limit:
+            raise UsageError(f"{len(tokens)} tokens; this model reads at most {limit}")
         wrong = next((t for t in tokens if not 0 <= t < self.config.vocab_size), None)
         if wrong is not None:
             raise UsageError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
