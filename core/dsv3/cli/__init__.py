@@ -20,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in arguments[: arguments.index("--")] if "--" in arguments else "--debug" in arguments
     try:
         parsed = build_parser().parse_args(arguments)
+        parsed.whole_process = argv is None  # the process ends with this command
         if parsed.command != "doctor":  # which shows what is wrong with settings
             debug = bool(resolve(vars(parsed))["debug"].value)
         command = importlib.import_module(f"dsv3.cli.{COMMANDS[parsed.command][0]}")

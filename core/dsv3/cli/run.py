@@ -31,7 +31,7 @@ def main(arguments: argparse.Namespace) -> int:
     check_options(**options)
     if settings["device"] == "meta":
         raise UsageError("device 'meta' has shapes but no weights; `dsv3 explain --model NAME` shows the plan")
-    with text_stream() as out:
+    with text_stream(restore=not arguments.whole_process) as out:
         return _run(arguments, settings, prompts, options, out)
 
 

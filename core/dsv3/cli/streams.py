@@ -22,9 +22,10 @@ def open_streams() -> None:
 
 
 @contextmanager
-def text_stream() -> Iterator[TextIO]:
+def text_stream(restore: bool) -> Iterator[TextIO]:
     """Where generated text goes, and nothing else: standard output, of which everybody else then has only standard
-    error. A plugin, or a C library below it, may print at any time."""
+    error. A plugin, or a C library below it, may print at any time, also after the text is finished: `restore` gives
+    standard output back, to a caller that goes on."""
     kept: Any = sys.stdout
     if not _is_process_output(kept):
         yield kept
@@ -38,7 +39,8 @@ def text_stream() -> Iterator[TextIO]:
         out.flush()
     finally:
         kept.flush()
-        os.dup2(private, 1)
+        if restore:
+            os.dup2(private, 1)
         with suppress(BrokenPipeError):
             out.close()
 
