@@ -167,7 +167,7 @@ def test_a_part_is_used_inside_a_decomposition(make: Make) -> None:
     model = _load()
     entry = model.placement().to_json()["ops"]["grouped_linear"]
     assert {tuple(c["tokens"]): c["chosen"] for c in entry["choices"]} == {
-        (1, 10): "acme.g", (11, UNBOUNDED): "parts(quant_linear)",
+        (1, 10): "acme.g", (11, UNBOUNDED): "composite.quant_linear",
     }  # fmt: skip
     model.logits(list(range(10)))
     assert {m for _, m in kernels.calls} == {40}

@@ -4,7 +4,7 @@ and JSON all come from it."""
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dsv3.dispatch.bind import Binding, Decision
@@ -83,10 +83,11 @@ class Placement:
         return "\n".join([self.summary, *(f"note: {n}" for n in self.notes), "", *lines])
 
     def to_json(self) -> dict[str, Any]:
-        """{"backend", "device", "ops": {op: {"chosen", "why", "rejected": [{"kernel", "reason"}], "choices": [...]}}}."""
+        """{"backend", "device", "ops": {op: {"chosen", "why", "rejected": [{"kernel", "reason"}], "choices"}}}. chosen is
+        "backend.kernel", or "composite.part+part"."""
         return {
             "backend": self.backend,
-            "device": vars(self.device) | {},
+            "device": asdict(self.device),
             "model": self.model,
             "dtype": self.dtype,
             "quant": self.quant,
@@ -116,10 +117,17 @@ class Placement:
 
 def _decision_json(d: Decision) -> dict[str, Any]:
     rejected = [{"kernel": kernel, "reason": reason} for kernel, reason in d.rejected]
-    found: dict[str, Any] = {"chosen": _chosen(d), "why": d.why, "rejected": rejected}
+    found: dict[str, Any] = {"chosen": _name(d), "why": d.why, "rejected": rejected}
     if d.parts:
-        found["parts"] = {op: _chosen(inner) for op, inner in d.parts.items()}
+        found["parts"] = {op: _name(inner) for op, inner in d.parts.items()}
     return found
+
+
+def _name(d: Decision) -> str:
+    """ "backend.kernel", or "composite.part+part", for programs."""
+    if d.kernel:
+        return d.kernel.name
+    return f"composite.{'+'.join(d.parts)}" if d.parts else "composite.by_shape"
 
 
 def _chosen(d: Decision) -> str:
