@@ -54,7 +54,7 @@ def main(target: Path) -> None:
             colour = _COLOURS[kind]
             table.add_row(Text(op, style="#e6edf3"), Text(name, style=colour), Text(str(sites)), Text(why, style="#8b949e"))
     console = Console(record=True, width=128, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    console.print(Text("$ dsv3 explain --backend numpy --dtype float32 --quant none\n", style="bold #e6edf3"))
+    console.print(Text(placement.summary + "\n", style="bold #e6edf3"))
     console.print(table)
     svg = console.export_svg(title="", code_format=_SVG, unique_id="dsv3")
     target.write_text("\n".join(line.rstrip() for line in svg.splitlines()) + "\n")

@@ -219,3 +219,10 @@ def test_logits_take_token_ids_only(model: dsv3.Model, ids: object) -> None:
 def test_chat_takes_messages_only(model: dsv3.Model, messages: object) -> None:
     with pytest.raises(dsv3.UsageError):
         model.chat(messages)
+
+
+def test_nan_logits_are_an_error_and_no_token() -> None:
+    model = dsv3.load("demo")
+    model._graph.w.norm[0] = float("nan")
+    with pytest.raises(dsv3.Dsv3Error, match="NaN logits"):
+        model.generate("Once", max_new_tokens=2)

@@ -192,7 +192,7 @@ class Binder:
         if node.children:
             self._require_canonical(node, self._passed_on(node))
             parts = {op: self._decide(child, span) for op, child in node.children.items()}
-            return Decision(node.op, "composite, by its parts", tuple(rejected), parts=parts)
+            return Decision(node.op, "composite, by its parts", tuple(dict.fromkeys(rejected)), parts=parts)
         found = self._first(self.reference, node, span, rejected)
         if found is None:
             raise BackendUnavailable(
@@ -235,7 +235,7 @@ class Binder:
     ) -> Decision:
         for _, weight, want in _wants(found, node):
             self._fix(weight, want)
-        return Decision(node.op, why, tuple(rejected), kernel=found, fallback=fallback)
+        return Decision(node.op, why, tuple(dict.fromkeys(rejected)), kernel=found, fallback=fallback)
 
     def _fix(self, weight: int, want: Layout) -> None:
         fixed = self._fixed.setdefault(weight, want)

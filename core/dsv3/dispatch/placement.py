@@ -124,7 +124,7 @@ def _decision_json(d: Decision) -> dict[str, Any]:
 
 
 def _name(d: Decision) -> str:
-    """ "backend.kernel", or "composite.part+part", for programs."""
+    """For programs: "backend.kernel", or "composite.part+part"."""
     if d.kernel:
         return d.kernel.name
     return f"composite.{'+'.join(d.parts)}" if d.parts else "composite.by_shape"

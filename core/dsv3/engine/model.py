@@ -15,7 +15,7 @@ from dsv3.engine.generate import PREFILL_TOKENS, generate
 from dsv3.engine.options import Sampling, check_options, is_integer
 from dsv3.engine.sequence import Generation, Sequence, as_ids
 from dsv3.engine.text import Tokenizer
-from dsv3.errors import UsageError
+from dsv3.errors import Dsv3Error, UsageError
 from dsv3.graph.config import ModelConfig
 from dsv3.graph.transformer import Transformer
 from dsv3.graph.weights import walk
@@ -180,8 +180,9 @@ class Model:
         """One token per row, for the sequence that owns it, at the position it will have."""
         rows = torch.isnan(logits).any(dim=-1)
         if bool(rows.any()):
-            raise RuntimeError(
-                "the model produced NaN logits; run with --backend reference to see whether a kernel is at fault"
+            raise Dsv3Error(
+                "the model produced NaN logits: a damaged checkpoint, or a kernel at fault; try --backend reference, "
+                "or --dtype float32"
             )
         temperatures = [s.sampling.temperature for s in owners]
         top_ps = [s.sampling.top_p if s.sampling.temperature > 0 else 1.0 for s in owners]
