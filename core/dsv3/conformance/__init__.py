@@ -1,0 +1,1 @@
+"""The conformance suite: aimed at any backend, it proves or refutes that its kernels are right."""
