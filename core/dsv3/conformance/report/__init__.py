@@ -1,0 +1,1 @@
+"""Reports of a conformance run, each in a module: terminal, junit, jsonl, support, html, certificate."""
