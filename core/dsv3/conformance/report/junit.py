@@ -20,7 +20,9 @@ def write(report: Report, path: str | Path) -> None:
     An absent or a waived case is skipped, with the reason as its message. Where several kernels share an id, the name ends
     in ` [backend.kernel]`: GitLab shows only the first of the cases with one name.
     """
-    root = ET.Element("testsuites", {"name": _clean(f"dsv3 conformance {report.info.get('backend', '')}"), **_counts(report.cases)})
+    root = ET.Element(
+        "testsuites", {"name": _clean(f"dsv3 conformance {report.info.get('backend', '')}"), **_counts(report.cases)}
+    )
     shared = {i for i, n in Counter((c.level, c.op, c.id) for c in report.cases).items() if n > 1}
     for level in LEVELS:
         cases = [c for c in report.cases if c.level == level]

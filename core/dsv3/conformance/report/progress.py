@@ -24,7 +24,9 @@ class Progress:
     ) -> None:
         self.total, self.done, self.failed, self.current = total, 0, 0, ""
         self.stream = sys.stderr if stream is None else stream
-        self._show, self._clock, self._bar, self._task = show, clock, None, None
+        self._show, self._clock = show, clock
+        self._bar: Any = None
+        self._task: Any = None
         self._begun = self._said = clock()
 
     def __enter__(self) -> Progress:

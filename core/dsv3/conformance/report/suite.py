@@ -22,7 +22,7 @@ class FrozenList:
 
     def upto(self, level: str) -> list[str]:
         """The ids of this level and those below."""
-        allowed = LEVELS[: LEVELS.index(level) + 1]  # type: ignore[arg-type]
+        allowed = LEVELS[: LEVELS.index(level) + 1]
         return [i for i in self.ids if level_of(i) in allowed]
 
 

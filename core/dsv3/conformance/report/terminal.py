@@ -156,7 +156,9 @@ def _colored(lines: Sequence[Line]) -> str:
     from rich.text import Text
 
     out = StringIO()
-    console = Console(file=out, force_terminal=True, color_system="standard", highlight=False, no_color=False, legacy_windows=False)
+    console = Console(
+        file=out, force_terminal=True, color_system="standard", highlight=False, no_color=False, legacy_windows=False
+    )
     for line in lines:
         console.print(Text.assemble(*line), soft_wrap=True)
     return out.getvalue().rstrip("\n")
