@@ -78,12 +78,12 @@ def matrix(reports: Sequence[Report]) -> Matrix:
     for op in names():
         composite = spec(op).decompose is not None
         operators[op] = tuple(_cell(r, op, cases.get(op, []), composite) for r, cases in zip(reports, by_op, strict=True))
-    levels = {level: tuple(_level(r, level) for r in reports) for level in LEVELS}
+    levels: dict[str, tuple[Cell | None, ...]] = {level: tuple(_level(r, level) for r in reports) for level in LEVELS}
     used = {level: cells for level, cells in levels.items() if any(cells)}
-    return Matrix(_titles(reports), operators, used)
+    return Matrix(titles(reports), operators, used)
 
 
-def _titles(reports: Sequence[Report]) -> tuple[str, ...]:
+def titles(reports: Sequence[Report]) -> tuple[str, ...]:
     """Backend names; those that appear twice with their architecture, and then with a number."""
     names = [one_line(str(r.info.get("backend", "") or "?")) for r in reports]
     archs = [one_line(str((r.info.get("device") or {}).get("arch", ""))) for r in reports]
