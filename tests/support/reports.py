@@ -12,7 +12,10 @@ from dsv3 import ops
 from dsv3.conformance.report import installed
 from dsv3.conformance.result import CaseResult, Report
 
-HOSTILE = "]]> <script>alert(1)</script> & \x00\x07\x1b[31m \ud800 \ufffe \u202e | `code` [a](javascript:x) **b** <!-- -- > \" ' é 模型 \U0001f600"
+HOSTILE = (
+    "]]> <script>alert(1)</script> & \x00\x07\x1b[31m \ud800 \ufffe \u202e | `code` [a](javascript:x) **b** "
+    "<!-- -- > \" ' é 模型 \U0001f600"
+)
 
 
 def case(case_id: str, status: str = "passed", **fields: Any) -> CaseResult:

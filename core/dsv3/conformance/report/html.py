@@ -16,7 +16,8 @@ from dsv3.conformance.result import Report
 
 _ABOUT = (
     "A margin is the largest error of a case over its error budget, relative to float64 on the CPU: up to 0.5 is comfortable, "
-    "up to 1 passes. Hover a mark for its case."
+    "up to 1 passes. Disc: passed; ring: passed above 0.5; triangle: failed and waived; cross: failed. A stack of five stands "
+    "for five or more. Hover a mark for its case."
 )
 _FILTER = """<form id="filter" class="filter" hidden>
 <input id="filter-text" type="search" aria-label="Words in the row" placeholder="words: operator, kernel, part of an id">

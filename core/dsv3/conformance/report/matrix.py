@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from dsv3.conformance.report.text import one_line, plural
@@ -44,11 +44,13 @@ class Reason:
 
 @dataclass(frozen=True)
 class Cell:
-    """State of one operator, or level, on one backend. passed of total counts case ids (results for failed and waived)."""
+    """State of one operator, or level, on one backend. count: "n/m" of case ids (of results for failed and waived).
+    numerics: the classes that the kernels that ran declare: a weaker one must be seen."""
 
     state: State
     count: str = ""
     reasons: tuple[Reason, ...] = ()
+    numerics: tuple[str, ...] = ()
 
     @property
     def symbol(self) -> str:
@@ -99,6 +101,13 @@ def _by_operator(report: Report) -> dict[str, list[CaseResult]]:
 
 
 def _cell(report: Report, op: str, cases: Sequence[CaseResult], composite: bool) -> Cell:
+    cell = _state(report, op, cases, composite)
+    if cell.state in ("composite", "absent"):
+        return cell
+    return replace(cell, numerics=tuple(sorted({one_line(c.numerics) for c in cases if c.numerics and c.status != "absent"})))
+
+
+def _state(report: Report, op: str, cases: Sequence[CaseResult], composite: bool) -> Cell:
     outcome = _bad(cases)
     if outcome:
         return outcome

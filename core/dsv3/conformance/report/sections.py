@@ -73,6 +73,7 @@ def support(reports: Sequence[Report]) -> Iterator[str]:
                 f'<li><span class="chip {s}">{SYMBOLS[s]} {s}{" (n/m)" if s in COUNTED else ""}</span> {esc(text)}</li>'
                 for s, text in LEGEND.items()
             )
+            items += "<li>behind a state: the numerics class that its kernels declare</li>"
             yield f'<ul class="legend">{items}</ul><h3>Levels</h3>'
 
 
@@ -81,10 +82,11 @@ def _cell(cell: Cell | None, anchors: dict[str, str], caption: str) -> str:
         return '<td class="soft">not run</td>'
     text = cell.text.replace("native", "passed") if caption == "level" else cell.text
     chip = f'<span class="chip {cell.state}"><span aria-hidden="true">{cell.symbol}</span> {esc(text)}</span>'
+    chip += "".join(f' <span class="soft">{esc(n)}</span>' for n in cell.numerics)
     if not cell.reasons:
         return f"<td>{chip}</td>"
     items = "".join(f"<li>{_reason(r, anchors)}</li>" for r in cell.reasons)
-    return f"<td><details><summary>{chip}</summary><ul>{items}</ul></details></td>"
+    return f'<td><details><summary>{chip} <span class="why">why</span></summary><ul>{items}</ul></details></td>'
 
 
 def _reason(reason: Reason, anchors: dict[str, str]) -> str:
@@ -142,7 +144,7 @@ def cases(report: Report, run: int) -> Iterator[str]:
         bad = row.count("failed")
         yield f'<details class="group"{" open" if bad and len(row.cases) <= 200 else ""}><summary>{_group(row)}</summary>'
         heads = ("case", "kernel", "status", "margin", "nmse", "s", "note")
-        yield scrolling(f"Cases of {one_line(row.name, 60)}", heads, numbers=("margin", "nmse", "s"))
+        yield scrolling(f"Cases of {one_line(row.name, 60)}", heads, numbers=("margin", "nmse", "s"), style="cases")
         yield from (_row(c, run, index[id(c)]) for c in row.cases)
         yield END + "</details>"
 

@@ -64,6 +64,9 @@ th[scope=row] { font-weight: 500 }
 details>summary { cursor: pointer }
 td details ul { margin: .35rem 0 .2rem; padding-left: 1.1rem; font-size: .9em; max-width: 46rem }
 .matrix td { min-width: 9rem }
+.matrix summary { list-style: none }
+.matrix summary::-webkit-details-marker { display: none }
+.why { color: var(--link); text-decoration: underline; font-size: .86em; margin-left: .2rem }
 .legend {
   display: flex; flex-wrap: wrap; gap: .35rem 1.25rem; list-style: none; padding: 0; font-size: .92em;
   margin: .75rem 0;
@@ -87,7 +90,10 @@ tr:target>*, .fail:target { background: var(--warn-bg) }
 .fail dd, .facts dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap }
 .plot th, .plot td { padding: 0 .7rem; vertical-align: middle }
 .plot thead th { padding: .3rem .7rem }
-.plot svg { display: block; min-width: 640px }
+.plot svg { display: block; width: 100%; height: auto; min-width: 640px }
+.plot td:nth-child(2) { width: 100% }
+.cases th.id { min-width: 19rem }
+.cases td:last-child { min-width: 15rem }
 .plot th:first-child { position: sticky; left: 0; background: var(--card); z-index: 1 }
 .plot thead th:first-child { background: var(--head) }
 svg text { fill: var(--soft); font-size: 11px }
@@ -112,6 +118,7 @@ svg path.bad { stroke: var(--bad); stroke-width: 2.2; fill: none }
   .fail dl, .facts { grid-template-columns: 1fr; gap: 0 }
   .fail dt, .facts dt { margin-top: .35rem }
   .matrix td { min-width: 7rem }
+  .cases th.id { min-width: 13rem }
   .plot th:first-child { max-width: 7.5rem; overflow-wrap: anywhere }
 }
 @media print{

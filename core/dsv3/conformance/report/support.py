@@ -64,7 +64,8 @@ class _Notes:
 
 def _operators(table: Matrix, notes: _Notes) -> Iterator[str]:
     rows = [
-        (code(op), *(f"{c.symbol} {escape(c.text)}{notes.link(c)}" for c in cells)) for op, cells in table.operators.items()
+        (code(op), *(f"{c.symbol} {escape(', '.join((c.text, *c.numerics)))}{notes.link(c)}" for c in cells))
+        for op, cells in table.operators.items()
     ]
     yield from _table(("operator", *map(escape, table.columns)), rows)
 

@@ -29,9 +29,11 @@ def cut(text: str, limit: int) -> str:
 
 
 def number(value: float) -> str:
-    """Two significant digits: "0", "0.31", "2.1e-13", "inf", "nan"."""
+    """Two significant digits: "0", "0.31", "2.1e-13", "inf", "nan"; four near 1, where a margin passes or fails."""
     if value == 0:
         return "0"
+    if 0.95 < value < 1.05:
+        return f"{value:.4g}"
     if math.isfinite(value) and 1e-3 <= abs(value) < 1e4:
         return f"{value:.2g}" if abs(value) < 100 else f"{value:.0f}"
     return f"{value:.1e}" if math.isfinite(value) else str(value)
