@@ -52,7 +52,8 @@ def _hostile() -> Report:
     waiver = {"reason": HOSTILE, "url": "javascript:alert(1)", "pattern": "*"}
     cases = [
         case(f"linear/{HOSTILE}", "failed", kernel=HOSTILE, message=HOSTILE * 200, repeat=HOSTILE, margin=math.nan,
-             numerics=HOSTILE, details={"expected": HOSTILE, "found": "</dd></script>", "output": HOSTILE, "index": (HOSTILE, 1)}),
+             numerics=HOSTILE,
+             details={"expected": HOSTILE, "found": "</dd></script>", "output": HOSTILE, "index": (HOSTILE, 1)}),
         case(f"x/{HOSTILE}", op=HOSTILE, margin=math.inf),
         case("linear/w", "waived", margin=-math.inf, message=HOSTILE, details={"waiver": waiver}),
         case("linear/a", "absent", message=HOSTILE),

@@ -22,10 +22,8 @@ def write_text(path: str | Path, text: str) -> None:
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(temporary)
         raise UsageError(f"cannot write {path}: {error}; give a folder that can be written to") from error
-    except BaseException:
+    finally:
+        # Gone already where the renaming worked.
         with suppress(OSError):
             os.unlink(temporary)
-        raise

@@ -5,8 +5,8 @@ from __future__ import annotations
 CSS = """
 :root {
   color-scheme: light dark; --bg: #fbfbfc; --card: #fff; --text: #1c2128; --soft: #57606a; --line: #d8dee4;
-  --head: #f3f5f7; --link: #0b5cad; --ok: #1a7f4b; --warn: #8a5a00; --bad: #c11f2e; --waived: #7a3fb5;
-  --none: #6a737d; --composite: #0b5cad; --ok-bg: #e3f4ea; --warn-bg: #fff3d6; --bad-bg: #fde8e9;
+  --head: #f3f5f7; --link: #0b5cad; --ok: #166b40; --warn: #8a5a00; --bad: #c11f2e; --waived: #7a3fb5;
+  --none: #59626b; --composite: #0b5cad; --ok-bg: #e3f4ea; --warn-bg: #fff3d6; --bad-bg: #fde8e9;
   --waived-bg: #f2e9fb; --none-bg: #eef0f2; --composite-bg: #e4f0fb;
 }
 @media(prefers-color-scheme:dark){
