@@ -90,13 +90,14 @@ tr:target>*, .fail:target { background: var(--warn-bg) }
 .fail dd, .facts dd { margin: 0; overflow-wrap: anywhere; white-space: pre-wrap }
 .plot th, .plot td { padding: 0 .7rem; vertical-align: middle }
 .plot thead th { padding: .3rem .7rem }
+.plot th:first-child { min-width: max-content }
 .plot svg { display: block; width: 100%; height: auto; min-width: 640px }
 .plot td:nth-child(2) { width: 100% }
 .cases th.id { min-width: 19rem }
 .cases td:last-child { min-width: 15rem }
 .plot th:first-child { position: sticky; left: 0; background: var(--card); z-index: 1 }
 .plot thead th:first-child { background: var(--head) }
-svg text { fill: var(--soft); font-size: 11px }
+svg text { fill: var(--soft); font-size: 11px; font-weight: 400 }
 svg .grid { stroke: var(--line); fill: none }
 svg .limit { stroke: var(--soft); fill: none; stroke-dasharray: 3 3 }
 svg .zone-warn { fill: var(--warn-bg) }
@@ -119,7 +120,12 @@ svg path.bad { stroke: var(--bad); stroke-width: 2.2; fill: none }
   .fail dt, .facts dt { margin-top: .35rem }
   .matrix td { min-width: 7rem }
   .cases th.id { min-width: 13rem }
-  .plot th:first-child { max-width: 7.5rem; overflow-wrap: anywhere }
+  .plot tr { display: grid; grid-template-columns: 1fr auto }
+  .plot thead th:nth-child(2), .plot td:nth-child(2) { grid-column: 1/-1; order: 3 }
+  .plot tbody th, .plot tbody td:last-child { border-bottom: 0 }
+  .plot svg { min-width: 0 }
+  svg text { font-size: 17px }
+  svg circle { r: 4px }
 }
 @media print{
   .filter, nav { display: none }

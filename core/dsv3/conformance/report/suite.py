@@ -48,7 +48,7 @@ def frozen(suite: str, size: str, folder: Path | None = None) -> FrozenList:
         path = folder / name / f"{size}.txt" if folder else resources("configs", "conformance", name, f"{size}.txt")
         raw = path.read_bytes()
     except OSError as error:
-        raise UsageError(f"no frozen case list of {name}, size {size}: {error}") from error
+        raise UsageError(f"no frozen case list of {name}, size {size}, ships with dsv3") from error
     lines = (line.strip() for line in raw.decode("utf-8").split("\n"))
     return FrozenList(tuple(i for i in lines if i and not i.startswith("#")), hashlib.sha256(raw).hexdigest())
 

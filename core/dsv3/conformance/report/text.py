@@ -24,8 +24,12 @@ def one_line(text: str, limit: int = 0) -> str:
 
 
 def cut(text: str, limit: int) -> str:
-    """Text of at most about `limit` characters; what is left out is counted, and kept in results.jsonl."""
-    return text if len(text) <= limit else f"{text[:limit]}... ({len(text) - limit} more characters in results.jsonl)"
+    """Text of at most about `limit` characters; of a long text, what is left out is counted: results.jsonl keeps it."""
+    if len(text) <= limit:
+        return text
+    if limit < 100:
+        return text[: limit - 3] + "..."
+    return f"{text[:limit]}... ({len(text) - limit} more characters in results.jsonl)"
 
 
 def number(value: float) -> str:
