@@ -90,6 +90,22 @@ def place(
     return _load(asked, True, None, False).placement()
 
 
+def load_on(
+    source: Source,
+    model: str,
+    *,
+    dtype: str | None = None,
+    quant: Quant | None = None,
+    kv_dtype: KvDType | None = None,
+    strict: bool = False,
+    mtp: bool = True,
+) -> Model:
+    """`load` on a backend and device that are at hand, which need not be installed: what the conformance suite calls."""
+    asked = _Request(model, source.name, None, dtype, quant, kv_dtype, {}, strict, mtp, False, source)
+    asked.check(None)
+    return _load(asked, False, None, False)
+
+
 @dataclass(frozen=True)
 class _Request:
     """What a caller asks for."""
@@ -104,6 +120,7 @@ class _Request:
     strict: bool
     mtp: bool
     emulate: bool | str
+    source: Source | None = None  # a backend that is at hand already
 
     @property
     def emulated(self) -> str | None:
@@ -154,7 +171,7 @@ def _load(asked: _Request, meta: bool, threads: int | None, progress: bool | Non
     name = folder.name if folder is not None and model != "demo" else model
     rejected: dict[str, str] = {}
     while True:
-        source = choose(asked.backend, asked.device, asked.emulated, rejected)
+        source = asked.source or choose(asked.backend, asked.device, asked.emulated, rejected)
         source.notes += [f"{name}: {reason}" for name, reason in rejected.items()]
         try:
             formats = _formats(config, source, asked.dtype, asked.quant, asked.kv_dtype, plan)
@@ -162,7 +179,7 @@ def _load(asked: _Request, meta: bool, threads: int | None, progress: bool | Non
             built, weights, binding, paths = _build(config, source, formats, asked, device, name)
             break
         except BadRegistration as error:
-            if asked.backend != "auto" or source.name == "reference":
+            if asked.backend != "auto" or source.name == "reference" or asked.source is not None:
                 raise
             rejected[source.name] = str(error)
     built.tokenizer = tokenizer
