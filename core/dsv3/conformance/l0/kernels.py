@@ -67,7 +67,10 @@ def metadata(subject: Subject) -> Answer:
         return Answer(absent=subject.missing or "not tried: no device is known")
     device, answer = subject.device, Answer()
     before = set(sys.modules)
-    listed = subject.ask(lambda: _listing(subject, device), 5 * subject.limit_s)
+    listed = subject.ask(lambda: _listing(subject, device), subject.limit_s)
+    if listed.late:
+        subject.hangs = True
+        return Answer(mistakes=[f"kernels(): {root_cause(listed.error or TimeoutError())}"])
     if listed.error is not None:
         return Answer(absent="not tried: see l0/registration")
     targets = {str(k.target).partition(":")[0] for k in listed.value or () if isinstance(k, Kernel)}
@@ -75,7 +78,7 @@ def metadata(subject: Subject) -> Answer:
     imported = sorted(t for t in targets & (set(sys.modules) - before) if not t.startswith("dsv3."))
     if imported:
         answer.warnings.append(f"kernels() imports {', '.join(imported)}; name targets as text, they are imported when bound")
-    again = subject.ask(lambda: _listing(subject, device), 5 * subject.limit_s)
+    again = subject.ask(lambda: _listing(subject, device), subject.limit_s)
     if again.value != listed.value:
         answer.mistakes.append("kernels() does not list the same when asked again")
     answer.note = f"{len(listed.value or ())} kernels in {1000 * listed.seconds:.0f} ms"
@@ -90,6 +93,8 @@ def registration(subject: Subject) -> Answer:
     """Operators, needs, layouts and claims are known words, for every device."""
     if not subject.devices:
         return Answer(absent=subject.missing or "not tried: l0/devices failed")
+    if subject.hangs:
+        return Answer(absent="not tried: kernels() hangs")
     answer = Answer()
     archs: dict[tuple[str, str], Device] = {}
     for device in subject.devices:

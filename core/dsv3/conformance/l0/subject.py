@@ -42,7 +42,7 @@ class Ear:
 @dataclass
 class Subject:
     """limit_s: for each call of devices and probe. device: the one whose kernels are checked; `missing` says why there is
-    none. source: the backend on that device, if it is usable."""
+    none. source: the backend on that device, if it is usable. hangs: listing kernels does."""
 
     backend: Backend
     origin: str
@@ -55,6 +55,7 @@ class Subject:
     source: Source | None = None
     kernels: list[Kernel] | None = None
     missing: str = ""
+    hangs: bool = False
 
     def ask(self, call: Callable[[], T], limit_s: float | None = None) -> Outcome[T]:
         """Run the backend's code guarded."""

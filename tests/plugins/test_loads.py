@@ -1,0 +1,314 @@
+"""Level L0 finds what is wrong with a backend, says it in the right case, and survives whatever the backend does."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsv3.cli import main
+from dsv3.conformance.l0.findings import ALL_IDS
+from dsv3.conformance.loads import run_loads
+from dsv3.errors import BackendUnavailable
+from tests.support.plugins import good, write_plugin
+
+Found = dict[str, Any]
+Try = Callable[..., Found]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Write plugin `name` with this source where the tests and their processes find it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(name: str, source: str) -> None:
+        write_plugin(tmp_path, name, source)
+        importlib.invalidate_caches()
+
+    return write
+
+
+@pytest.fixture
+def tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Try:
+    """Run L0 on an instance of a backend with `body` added to its class; `kernels` is the source of its target module."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def build(body: str, kernels: str = "", emulate: str | None = None) -> Found:
+        (tmp_path / "made_kernels.py").write_text(textwrap.dedent(kernels))
+        for module in ("made", "made_kernels"):
+            sys.modules.pop(module, None)
+        importlib.invalidate_caches()
+        (tmp_path / "made.py").write_text(good("made", body=textwrap.dedent(body)))
+        return {case.id: case for case in run_loads(importlib.import_module("made").backend, emulate)}
+
+    return build
+
+
+def _bad(found: Found) -> dict[str, str]:
+    return {case.id: case.message for case in found.values() if case.status == "failed"}
+
+
+def _warned(found: Found) -> dict[str, str]:
+    return {c.id: c.message for c in found.values() if c.status == "passed" and c.message.startswith("warning: ")}
+
+
+KERNEL = "def kernels(self, device):\n    return [Kernel({})]\n"
+RMS = "def rms_norm(x, weight, eps):\n    return x\n"
+LAYOUT = KERNEL.format("'quant_linear', 'k', 'made_kernels:f', layouts={'w': 'turned'}, needs=(Scheme('none'),)") + (
+    "def prepare(self, w, layout, device):\n    import dataclasses\n"
+    "    return dataclasses.replace(w, layout=layout, tensors={'weight': w.tensors['weight'].T.contiguous()})\n"
+)
+LINEAR = "def f(x, w):\n    return x\n"
+# name -> (body of the backend, its kernel module, the case that must fail, words of its message)
+FAULTS: dict[str, tuple[str, str, str, str]] = {
+    "devices_raise": ("def devices(self, emulate=None):\n    1 / 0", "", "l0/devices", "ZeroDivisionError"),
+    "devices_exit": ("def devices(self, emulate=None):\n    raise SystemExit(4)", "", "l0/devices", "SystemExit: 4"),
+    "devices_differ": (
+        "n = 0\ndef devices(self, emulate=None):\n    Made.n += 1\n    return [Device('cpu', f'arch{self.n}')]",
+        "", "l0/devices", "cpu (arch1) first and cpu (arch2) the second time",
+    ),
+    "devices_text": ("def devices(self, emulate=None):\n    return ['cpu']", "", "l0/devices", "no dsv3.plugin.Device"),
+    "emulates_real": (
+        "def devices(self, emulate=None):\n    return [Device('x', 'y')] if emulate else []", "", "l0/devices", "emulated=True",
+    ),
+    "probe_raises": ("def probe(self, device):\n    raise OSError('no driver')", "", "l0/probe", "OSError: no driver"),
+    "probe_state": ("def probe(self, device):\n    return Probe('usabel')", "", "l0/probe", "did you mean 'usable'"),
+    "probe_differs": (
+        "n = 0\ndef probe(self, device):\n    Made.n += 1\n"
+        "    return Probe('usable', Capability(frozenset({'float32'}), limits={'n': self.n}))",
+        "", "l0/probe", "does not answer the same",
+    ),
+    "dtype_word": (
+        "def probe(self, device):\n    return Probe('usable', Capability(frozenset({'float32', 'bfloat61'})))",
+        "", "l0/capability", "did you mean 'bfloat16'",
+    ),
+    "no_activation": (
+        "def probe(self, device):\n    return Probe('usable', Capability(frozenset({'int8'})))",
+        "", "l0/capability", "takes no activations",
+    ),
+    "limit_text": (
+        "def probe(self, device):\n    return Probe('usable', Capability(frozenset({'float32'}), limits={'shared': '64k'}))",
+        "", "l0/capability", "'64k', not a whole number",
+    ),
+    "kernels_differ": (
+        "n = 0\ndef kernels(self, device):\n    Made.n += 1\n"
+        "    return [Kernel('rms_norm', f'k{self.n}', 'made_kernels:rms_norm')]",
+        RMS, "l0/kernels-metadata", "not list the same",
+    ),
+    "kernels_hang": (
+        "def kernels(self, device):\n    import time; time.sleep(9)", "", "l0/kernels-metadata", "no answer within 2 s",
+    ),
+    "unknown_op": (KERNEL.format("'rms_nrom', 'k', 'made_kernels:f'"), "", "l0/registration", "did you mean 'rms_norm'"),
+    "numerics": (
+        KERNEL.format("'rms_norm', 'k', 'made_kernels:rms_norm', numerics='bf16'"), RMS, "l0/registration", "has numerics 'bf16'",
+    ),
+    "no_module": (KERNEL.format("'rms_norm', 'k', 'no_such_module_x:f'"), "", "l0/targets", "No module named"),
+    "target_raises": (
+        KERNEL.format("'rms_norm', 'k', 'made_kernels:rms_norm'"), "raise SystemExit('licence')", "l0/targets", "SystemExit: licence",
+    ),
+    "no_function": (KERNEL.format("'rms_norm', 'k', 'made_kernels:rms'"), RMS, "l0/targets", "AttributeError"),
+    "not_callable": (KERNEL.format("'rms_norm', 'k', 'made_kernels:f'"), "f = 3", "l0/targets", "not callable"),
+    "signature": (
+        KERNEL.format("'rms_norm', 'k', 'made_kernels:f'"), "def f(x, gamma, eps):\n    return x", "l0/signatures",
+        "does not take the arguments of rms_norm",
+    ),
+    "positional": (
+        KERNEL.format("'rms_norm', 'k', 'made_kernels:f'"), "def f(x, weight, eps, /):\n    return x", "l0/signatures",
+        "does not take the arguments",
+    ),
+    "accepts_raises": (
+        KERNEL.format("'quant_linear', 'k', 'made_kernels:f', accepts='made_kernels:a'"),
+        LINEAR + "def a(call):\n    return call.dims['Q']", "l0/accepts", "KeyError",
+    ),
+    "accepts_bool": (
+        KERNEL.format("'quant_linear', 'k', 'made_kernels:f', accepts='made_kernels:a'"),
+        LINEAR + "def a(call):\n    return False", "l0/accepts", "neither None nor a reason",
+    ),
+    "accepts_moody": (
+        KERNEL.format("'quant_linear', 'k', 'made_kernels:f', accepts='made_kernels:a'"),
+        LINEAR + "seen = []\ndef a(call):\n    seen.append(1)\n    return 'odd' if len(seen) % 2 else None", "l0/accepts", "then None",
+    ),
+    "no_unprepare": (LAYOUT, LINEAR, "l0/layouts", "cannot undo layout 'turned'"),
+    "inexact": (
+        LAYOUT + "def unprepare(self, w):\n    import dataclasses\n    t = w.tensors['weight'].T.contiguous() * (1 + 2e-7)\n"
+        "    return dataclasses.replace(w, layout='canonical', tensors={'weight': t})",
+        LINEAR, "l0/layouts", "not the inverse of prepare: weight differs in",
+    ),
+    "transposed": (
+        LAYOUT + "def unprepare(self, w):\n    import dataclasses\n    return dataclasses.replace(w, layout='canonical')",
+        LINEAR, "l0/layouts", "expected torch.float",
+    ),
+    "all_schemes": (
+        LAYOUT.replace(", needs=(Scheme('none'),)", "") + "def unprepare(self, w):\n    import dataclasses\n"
+        "    return dataclasses.replace(w, layout='canonical', tensors={'weight': w.tensors['weight'].T.contiguous()})",
+        LINEAR, "l0/layouts", "tensors weight; expected scale, weight",
+    ),
+    "changes_weight": (
+        LAYOUT.replace("    return dataclasses", "    w.tensors['weight'].mul_(2)\n    return dataclasses"),
+        LINEAR, "l0/layouts", "changes the weight it is given",
+    ),
+    "torch_device": ("def torch_device(self, device):\n    return 'nowhere'", "", "l0/torch-device", "nowhere"),
+    "synchronize": ("def synchronize(self, device):\n    raise RuntimeError('lost')", "", "l0/torch-device", "RuntimeError: lost"),
+    "cache_spec": ("def cache_spec(self, device, kv):\n    return CacheSpec(0, kv)", "", "l0/cache-spec", "page_size 0"),
+    "capture_text": ("def capture(self, step, device):\n    return 'graph'", "", "l0/capture", "neither None nor a callable"),
+    "capture_stale": (
+        "def capture(self, step, device):\n    step()\n    return lambda: None", "", "l0/capture", "gave 0 where its input makes it 6",
+    ),
+    "no_method": ("probe = None", "", "l0/interface", "its probe is NoneType, not a method"),
+    "bad_name": ("name = 'made.up'", "", "l0/interface", "a pin OP=BACKEND.KERNEL could not name it"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_fails_its_case(fault: str, tried: Try) -> None:
+    body, kernels, case, words = FAULTS[fault]
+    found = tried(body, kernels)
+    assert set(found) == set(ALL_IDS)
+    bad = _bad(found)
+    assert case in bad and words in bad[case], bad
+    assert found[case].repeat and (found[case].op, found[case].level) == ("plugin", "L0")
+
+
+def test_a_right_instance_has_no_failure_and_no_warning(tried: Try) -> None:
+    kernels = RMS + LINEAR + "def a(call):\n    return 'wide' if call.dims['K'] > 200 else None\n"
+    listed = (
+        "Kernel('rms_norm', 'k', 'made_kernels:rms_norm'), Kernel('quant_linear', 'k', 'made_kernels:f', accepts='made_kernels:a',"
+        "layouts={'w': 'bytes'}), Kernel('fused_experts', 'k', 'made_kernels:g', layouts={'w13': 'bytes', 'w2': 'bytes'},"
+        "needs=(Scheme('fp8-w8a8', 'int4-w4a16'), Divides('H', 64), AtLeast('T', 4)))"
+    )
+    body = f"""
+def kernels(self, device):
+    return [{listed}]
+def prepare(self, w, layout, device):
+    import dataclasses
+    return dataclasses.replace(w, layout=layout, tensors={{n: t.flip(0) for n, t in w.tensors.items()}})
+def unprepare(self, w):
+    return self.prepare(w, 'canonical', None)
+def capture(self, step, device):
+    return step
+"""
+    found = tried(body, kernels + "def g(x, weights, ids, w13, w2):\n    return x\n")
+    assert not _bad(found) and not _warned(found)
+    asked = {c.id for c in found.values() if c.status == "absent"}
+    assert asked == {i for i in ALL_IDS[:8]}, "only the cases about the package are absent"
+    assert "exact" in found["l0/layouts"].message and int(found["l0/layouts"].message.split()[0]) > 20
+    assert int(found["l0/accepts"].message.split()[1]) > 20
+
+
+def test_without_a_device_the_emulated_one_is_checked(tried: Try) -> None:
+    body = "def devices(self, emulate=None):\n    return [Device('new', 'n1', emulated=True)] if emulate == 'default' else []\n"
+    found = tried(body + KERNEL.format("'rms_norm', 'k', 'made_kernels:rms'"), RMS)
+    assert found["l0/devices"].message == "no device here; checked as emulated n1"
+    assert list(_bad(found)) == ["l0/targets", "l0/signatures"]
+    nothing = tried("def devices(self, emulate=None):\n    return []")
+    assert not _bad(nothing) and nothing["l0/registration"].status == "absent"
+    assert "does not emulate 'n2'" in _bad(tried(body, emulate="n2"))["l0/devices"]
+
+
+def test_slow_and_talkative_is_a_warning(tried: Try) -> None:
+    body = "def probe(self, device):\n    import time; time.sleep(0.06)\n    return Probe('usable', Capability(frozenset({'float32'})))\n"
+    found = tried(body + KERNEL.format("'rms_norm', 'k', 'made_kernels:rms_norm'"), RMS + "print('hello')\n")
+    assert not _bad(found)
+    warned = _warned(found)
+    assert "the limit is 50 ms" in warned["l0/probe"] and "prints 'hello'" in warned["l0/targets"]
+
+
+@pytest.mark.parametrize(
+    ("source", "case", "words"),
+    [
+        ("import a_module_that_is_not_there", "l0/entry-point", "ModuleNotFoundError: No module named 'a_module"),
+        ("import os\nos._exit(7)", "l0/entry-point", "its process ended with exit code 7"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "l0/entry-point", "ended with signal 11"),
+        ("import sys\nsys.exit('no licence')", "l0/entry-point", "SystemExit: no licence"),
+        (good("broken").replace("backend = Made()", "backend = Made"), "l0/interface", "it is a class"),
+        ("import os\nos.environ['OMP_NUM_THREADS'] = '999'\n" + good("broken"), "l0/import-side-effects", "OMP_NUM_THREADS"),
+        ("import os\nos.chdir('/')\n" + good("broken"), "l0/import-side-effects", "working directory to /"),
+        (good("broken", body="def probe(self, device):\n    import os; os._exit(3)"), "l0/probe", "ended with exit code 3"),
+        (good("broken", body="def probe(self, device):\n    import time; time.sleep(20)"), "l0/probe", "no answer within 2 s"),
+        (
+            "import os\nshown = os.environ.get('CUDA_VISIBLE_DEVICES') != ''\n"
+            + good("broken", body="def probe(self, device):\n    assert shown, 'a device is needed'\n    return super().probe(device)")
+            .replace("return super().probe(device)", "return Probe('usable', Capability(dtypes=frozenset({'float32'})))", 1),
+            "l0/probe-hidden", "with all accelerators hidden, probe(cpu (cpu_1)): AssertionError: a device is needed",
+        ),
+    ],
+)  # fmt: skip
+def test_a_fault_of_an_installed_plugin_fails_its_case(
+    source: str, case: str, words: str, install: Callable[[str, str], None]
+) -> None:
+    install("broken", source)
+    found = {c.id: c for c in run_loads("broken")}
+    assert list(found) == list(ALL_IDS)
+    assert words in _bad(found)[case]
+    assert found[case].repeat == f"dsv3 conformance --backend broken --level L0 --cases '{case}'"
+
+
+COSTLY = """
+import sys, threading, time
+print("welcome to my backend")
+sys.stderr.write("loading\\n")
+open("left.behind", "w").close()
+threading.Thread(target=time.sleep, args=(60,), daemon=True, name="poller").start()
+import numpy
+time.sleep(1.1)
+"""
+
+
+def test_an_import_that_costs_but_works_is_a_warning(install: Callable[[str, str], None]) -> None:
+    install("costly", COSTLY + good("costly"))
+    found = {c.id: c for c in run_loads("costly")}
+    assert not _bad(found)
+    warned = _warned(found)
+    assert "prints 'welcome to my backend' to standard output" in warned["l0/stdout"] and "loading" in warned["l0/stdout"]
+    effects = warned["l0/import-side-effects"]
+    assert "imports numpy" in effects and "left.behind" in effects and "poller" in effects
+    assert "its import takes 1." in warned["l0/import-time"]
+
+
+def test_a_wrong_abi_and_a_name_claimed_twice_are_not_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_plugin(tmp_path, "old", "raise AssertionError", group="dsv3.backends.v0")
+    write_plugin(tmp_path, "twice", "raise AssertionError", dist="dsv3-one")
+    write_plugin(tmp_path, "twice", "raise AssertionError", dist="dsv3-two")
+    importlib.invalidate_caches()
+    (old,) = [c for c in run_loads("old") if c.status != "absent"]
+    assert (old.id, old.status) == ("l0/abi", "failed") and "needs dsv3 plugin ABI 0; this is 1" in old.message
+    (twice,) = [c for c in run_loads("twice") if c.status != "absent"]
+    assert twice.id == "l0/names" and "claimed by dsv3-one 1.0 and dsv3-two 1.0; uninstall one" in twice.message
+
+
+def test_a_name_that_nothing_bears_is_an_error() -> None:
+    with pytest.raises(BackendUnavailable, match="did you mean 'reference'"):
+        run_loads("referense")
+
+
+def test_the_reference_loads_without_a_warning_and_core_stays_light() -> None:
+    code = (
+        "import sys\nfrom dsv3.conformance.loads import run_loads\nfound = run_loads('reference')\n"
+        "assert all(c.status == 'passed' and not c.message.startswith('warning') for c in found), found\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_check_prints_json_and_exits_by_what_it_found(
+    install: Callable[[str, str], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    install("fine", "print('hello')\n" + good("fine"))
+    install("broken", "raise OSError('no driver library')")
+    assert main(["plugin", "check", "fine", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert (entry["plugin"], entry["package"], entry["failed"]) == ("fine", "dsv3-fine 1.0", 0)
+    assert {c["id"]: c["state"] for c in entry["cases"]}["l0/stdout"] == "warning"
+    assert main(["plugin", "check"]) == 3
+    out = capsys.readouterr().out
+    assert "fine (dsv3-fine 1.0)" in out and "FAILED" in out and "OSError: no driver library" in out
+    assert "again: dsv3 conformance --backend broken --level L0 --cases 'l0/entry-point'" in out
