@@ -13,6 +13,7 @@ from typing import Generic, TextIO, TypeVar
 T = TypeVar("T")
 IMPORT_LIMIT_S = 30.0
 CALL_LIMIT_S = 2.0
+LATE = "gave no answer within"
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def guarded(call: Callable[[], T], limit_s: float, out: TextIO | None = None) ->
         thread.join(limit_s)
     seconds = time.perf_counter() - start
     if thread.is_alive():
-        return Outcome(None, TimeoutError(f"gave no answer within {limit_s:g} s"), seconds, late=True)
+        return Outcome(None, TimeoutError(f"{LATE} {limit_s:g} s"), seconds, late=True)
     return Outcome(result[0] if result else None, errors[0] if errors else None, seconds)
 
 

@@ -23,6 +23,7 @@ from dsv3.dispatch.guard import CALL_LIMIT_S, IMPORT_LIMIT_S
 from dsv3.dispatch.plugins import Plugin, discover, load_plugin
 
 SLOW_IMPORT_S = 1.0
+HIDDEN_LIMIT_S = 10.0
 
 
 class Reporter:
@@ -64,11 +65,10 @@ def _hidden(plugin: Plugin, ear: Ear, reporter: Reporter) -> None:
     load_plugin(plugin, ear.stream)
     if plugin.backend is None:
         return reporter.emit(Finding(HIDDEN_ID, "absent", "not tried: the plugin does not load"))
-    # What core has imported before it asks for devices; the plugin's own calls must not pay for it.
-    import dsv3.dispatch.choose  # noqa: F401
     from dsv3.conformance.l0.devices import hidden
 
-    reporter.emit(finding(HIDDEN_ID, hidden(Subject(plugin.backend, plugin.source, None, ear, _limit(plugin)))))
+    # torch is not imported here, which costs a second: the plugin's first call may have to, and gets the time for it.
+    reporter.emit(finding(HIDDEN_ID, hidden(Subject(plugin.backend, plugin.source, None, ear, HIDDEN_LIMIT_S))))
 
 
 def _limit(plugin: Plugin) -> float:
