@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from dsv3.cli import main
-from dsv3.conformance.l0.findings import ALL_IDS
 from dsv3.conformance.loads import run_loads
 from dsv3.errors import BackendUnavailable
+from dsv3.trial.findings import ALL_IDS
 from tests.support.loads_faults import FAULTS, KERNEL, LINEAR, RMS
 from tests.support.plugins import good, write_plugin
 
@@ -191,7 +191,7 @@ def test_a_name_that_nothing_bears_is_an_error() -> None:
 
 def test_the_reference_loads_without_a_warning_and_core_stays_light() -> None:
     code = (
-        "import sys\nfrom dsv3.conformance.loads import run_loads\nfound = run_loads('reference')\n"
+        "import sys\nfrom dsv3.trial.run import try_plugin\nfound = try_plugin('reference')\n"
         "assert all(c.status == 'passed' and not c.message.startswith('warning') for c in found), found\n"
         "assert 'torch' not in sys.modules\n"
     )

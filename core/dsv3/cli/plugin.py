@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dsv3.cli.common import settings_of, table
-from dsv3.conformance.result import CaseResult
 from dsv3.errors import BackendUnavailable
+from dsv3.trial.findings import Finding
+from dsv3.trial.run import repeat, try_plugin
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -36,7 +37,6 @@ def _new(name: str, into: Path) -> int:
 
 
 def _check(name: str | None, as_json: bool) -> int:
-    from dsv3.conformance.loads import run_loads
     from dsv3.dispatch.plugins import discover
 
     plugins = discover()
@@ -44,7 +44,7 @@ def _check(name: str | None, as_json: bool) -> int:
     checked = []
     for each in names:
         start = time.perf_counter()
-        cases = run_loads(each)
+        cases = try_plugin(each)
         package = next((p.source for p in plugins if p.name == each), "")
         checked.append((each, package, cases, time.perf_counter() - start))
     if as_json:
@@ -57,29 +57,32 @@ def _check(name: str | None, as_json: bool) -> int:
     return BackendUnavailable.exit_code if bad else 0
 
 
-def _state(case: CaseResult) -> str:
+def _state(case: Finding) -> str:
     """ok, warning, FAILED, or - for what could not be asked."""
     if case.status == "passed":
         return "warning" if case.message.startswith("warning: ") else "ok"
-    return {"failed": "FAILED", "absent": "-"}.get(case.status, case.status)
+    return {"failed": "FAILED", "absent": "-"}[case.status]
 
 
-def _text(name: str, package: str, cases: list[CaseResult], seconds: float) -> str:
+def _text(name: str, package: str, cases: list[Finding], seconds: float) -> str:
     rows = [(f"  {_state(case)}", case.id, case.message.removeprefix("warning: ")) for case in cases]
     states = [_state(case) for case in cases]
     counts = f"{states.count('ok')} ok, {states.count('warning')} warnings, {states.count('FAILED')} failed"
     lines = [f"{name} ({package})", table(rows), f"{counts}, {states.count('-')} not asked, in {seconds:.1f} s"]
-    lines += [f"  again: {case.repeat}" for case in cases if case.status == "failed"]
+    lines += [f"  again: {repeat(name, case.id)}" for case in cases if case.status == "failed"]
     return "\n".join(lines)
 
 
-def _plain(name: str, package: str, cases: list[CaseResult], seconds: float) -> dict[str, Any]:
+def _plain(name: str, package: str, cases: list[Finding], seconds: float) -> dict[str, Any]:
     return {
         "plugin": name,
         "package": package,
         "seconds": round(seconds, 3),
         "failed": sum(case.status == "failed" for case in cases),
-        "cases": [
-            {"id": c.id, "state": _state(c), "status": c.status, "message": c.message, "repeat": c.repeat} for c in cases
-        ],
+        "cases": [_plain_case(name, case) for case in cases],
     }
+
+
+def _plain_case(name: str, case: Finding) -> dict[str, str]:
+    again = repeat(name, case.id)
+    return {"id": case.id, "state": _state(case), "status": case.status, "message": case.message, "repeat": again}

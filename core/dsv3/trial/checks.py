@@ -7,10 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dsv3.conformance.l0 import devices, kernels, layouts, services
-from dsv3.conformance.l0.findings import INSTANCE_IDS, Answer, Finding, finding
-from dsv3.conformance.l0.subject import Subject
 from dsv3.dispatch.guard import guarded, root_cause
+from dsv3.trial import devices, kernels, layouts, services
+from dsv3.trial.findings import INSTANCE_IDS, Answer, Finding, finding
+from dsv3.trial.subject import Subject
 
 Begin = Callable[[str, float], None]
 Emit = Callable[[Finding], None]

@@ -6,12 +6,12 @@ from typing import get_args
 
 import torch
 
-from dsv3.conformance.l0.findings import Answer
-from dsv3.conformance.l0.subject import Subject
 from dsv3.dispatch import choose
 from dsv3.dispatch.guard import IMPORT_LIMIT_S, root_cause
 from dsv3.errors import BackendUnavailable
 from dsv3.plugin import KvDType
+from dsv3.trial.findings import Answer
+from dsv3.trial.subject import Subject
 
 
 def torch_device(subject: Subject) -> Answer:

@@ -1,4 +1,4 @@
-"""A process of its own for one plugin: `python -m dsv3.conformance.l0.child REQUEST.json`.
+"""A process of its own for one plugin: `python -m dsv3.trial.child REQUEST.json`.
 
 It imports the plugin as core would and notes what that changes, then runs the checks of the instance; or, with
 "hidden", asks for devices only. Each finding is a line of JSON in the request's "results", flushed, so that the parent
@@ -16,11 +16,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from dsv3.conformance.l0.findings import ENTRY_IDS, HIDDEN_ID, INSTANCE_IDS, Answer, Finding, absent, finding
-from dsv3.conformance.l0.footprint import Footprint, changes, footprint, settled
-from dsv3.conformance.l0.subject import Ear, Subject, quoted
 from dsv3.dispatch.guard import CALL_LIMIT_S, IMPORT_LIMIT_S
 from dsv3.dispatch.plugins import Plugin, discover, load_plugin
+from dsv3.trial.findings import ENTRY_IDS, HIDDEN_ID, INSTANCE_IDS, Answer, Finding, absent, finding
+from dsv3.trial.footprint import Footprint, changes, footprint, settled
+from dsv3.trial.subject import Ear, Subject, quoted
 
 SLOW_IMPORT_S = 1.0
 HIDDEN_LIMIT_S = 10.0
@@ -65,7 +65,7 @@ def _hidden(plugin: Plugin, ear: Ear, reporter: Reporter) -> None:
     load_plugin(plugin, ear.stream)
     if plugin.backend is None:
         return reporter.emit(Finding(HIDDEN_ID, "absent", "not tried: the plugin does not load"))
-    from dsv3.conformance.l0.devices import hidden
+    from dsv3.trial.devices import hidden
 
     # torch is not imported here, which costs a second: the plugin's first call may have to, and gets the time for it.
     reporter.emit(finding(HIDDEN_ID, hidden(Subject(plugin.backend, plugin.source, None, ear, HIDDEN_LIMIT_S))))
@@ -91,7 +91,7 @@ def _everything(plugin: Plugin, emulate: str | None, ear: Ear, errors: Path, rep
             reporter.emit(found)
         return
     reporter.begin(INSTANCE_IDS[0], IMPORT_LIMIT_S)
-    from dsv3.conformance.l0.checks import run_checks
+    from dsv3.trial.checks import run_checks
 
     run_checks(Subject(plugin.backend, plugin.source, emulate, ear, _limit(plugin)), reporter.begin, reporter.emit)
 

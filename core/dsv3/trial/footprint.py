@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dsv3.conformance.l0.findings import Answer
 from dsv3.settings import environment
+from dsv3.trial.findings import Answer
 
 # Slow to import, or they take hold of a device or of threads.
 HEAVY = frozenset(

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsv3.conformance.l0.findings import Finding, absent
-from dsv3.conformance.l0.subject import quoted
 from dsv3.settings import environment
+from dsv3.trial.findings import Finding, absent
+from dsv3.trial.subject import quoted
 
 # What makes accelerators invisible to their runtimes.
 HIDING = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES")
@@ -40,7 +40,7 @@ class Trial:
         changed |= dict.fromkeys(HIDING, "") if hidden else {}
         with open(root / "stdout", "w") as out, open(self._stderr, "w") as err:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "dsv3.conformance.l0.child", str(root / "request.json")],
+                [sys.executable, "-P", "-m", "dsv3.trial.child", str(root / "request.json")],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=root / "cwd", env={**environment(), **changed},
             )  # fmt: skip
 

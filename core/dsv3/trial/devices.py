@@ -6,12 +6,12 @@ import itertools
 import time
 from typing import Any
 
-from dsv3.conformance.l0.findings import Answer
-from dsv3.conformance.l0.subject import Subject
 from dsv3.dispatch.guard import root_cause
 from dsv3.dispatch.plugins import REQUIRED
 from dsv3.dispatch.wellformed import device_mistake, probe_mistake
 from dsv3.plugin import Device, Probe
+from dsv3.trial.findings import Answer
+from dsv3.trial.subject import Subject
 
 MOST_DEVICES = 256
 PROBE_LIMIT_S = 0.05

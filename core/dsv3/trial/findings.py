@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
-from dsv3.conformance.result import Status
-
+Status = Literal["passed", "failed", "absent"]
 # Asked of the installed package: absent for a Backend instance.
 ENTRY_IDS = (
     "l0/entry-point",

@@ -8,9 +8,6 @@ import itertools
 import sys
 from collections.abc import Iterable
 
-from dsv3.conformance.l0.calls import calls
-from dsv3.conformance.l0.findings import Answer
-from dsv3.conformance.l0.subject import Subject, quoted
 from dsv3.dispatch.choose import Source
 from dsv3.dispatch.guard import IMPORT_LIMIT_S, root_cause
 from dsv3.dispatch.registration import MOST_KERNELS, load_target, registered_kernels, resolve
@@ -18,6 +15,9 @@ from dsv3.dispatch.select import Catalogue
 from dsv3.errors import BackendUnavailable, nearest
 from dsv3.plugin import Capability, Device, Kernel
 from dsv3.plugin.needs import merge_alternatives
+from dsv3.trial.calls import calls
+from dsv3.trial.findings import Answer
+from dsv3.trial.subject import Subject, quoted
 
 SLOW_TARGET_S = 5.0
 _ACTIVATIONS = ("float64", "float32", "bfloat16", "float16")

@@ -8,9 +8,6 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from dsv3.conformance.l0.calls import accepted_calls
-from dsv3.conformance.l0.findings import Answer
-from dsv3.conformance.l0.subject import Subject
 from dsv3.dispatch.choose import torch_device
 from dsv3.dispatch.guard import root_cause
 from dsv3.dispatch.select import Catalogue
@@ -19,6 +16,9 @@ from dsv3.errors import BackendUnavailable
 from dsv3.ops import spec
 from dsv3.plugin import Kernel, Prepared
 from dsv3.quant import SCHEMES, quantize
+from dsv3.trial.calls import accepted_calls
+from dsv3.trial.findings import Answer
+from dsv3.trial.subject import Subject
 
 LIMIT_S = 20.0
 
