@@ -75,4 +75,8 @@ code=0
 dsv3 plugin check acme --json >check.json || code=$?
 test "$code" = 3
 python -c 'import json; (e,) = json.load(open("check.json")); assert e["failed"] == 1, e'
+say "the guide, as it stands in plugins/README.md"
+pip uninstall -q -y dsv3-acme
+mkdir guide
+python "$root/ci/docs/guide.py" "$root/plugins/README.md" guide
 say "done"

@@ -53,7 +53,7 @@ def _run(commands: str, folder: Path, fails: bool) -> str:
 
 
 def _write(path: Path, content: str, append: bool) -> None:
-    before = path.read_text(encoding="utf-8") if append else ""
+    before = path.read_text(encoding="utf-8").rstrip() + "\n\n\n" if append else ""
     path.write_text(before + content, encoding="utf-8")
 
 

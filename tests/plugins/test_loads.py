@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import subprocess
 import sys
 import textwrap
@@ -12,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dsv3.cli import main
 from dsv3.conformance.loads import run_loads
 from dsv3.errors import BackendUnavailable
+from dsv3.plugin import AtLeast, AtMost, Divides, Kernel
+from dsv3.trial.calls import _bent
 from dsv3.trial.findings import ALL_IDS
 from tests.support.loads_faults import FAULTS, KERNEL, LINEAR, RMS
 from tests.support.plugins import good, write_plugin
@@ -105,6 +110,29 @@ def test_without_a_device_the_emulated_one_is_checked(tried: Try) -> None:
     nothing = tried("def devices(self, emulate=None):\n    return []")
     assert not _bad(nothing) and nothing["l0/registration"].status == "absent"
     assert "does not emulate 'n2'" in _bad(tried(body, emulate="n2"))["l0/devices"]
+
+
+def test_a_device_that_cannot_be_used_is_no_fault_of_the_backends(tried: Try) -> None:
+    answer = "Probe('driver', detail='libacme.so is missing', remedy='install it')"
+    found = tried(f"def probe(self, device):\n    return {answer}\n" + KERNEL.format("'rms_norm', 'k', 'made_kernels:gone'"))
+    assert not _bad(found) and found["l0/registration"].status == "passed"
+    for case in ("l0/capability", "l0/targets", "l0/layouts", "l0/capture"):
+        assert found[case].status == "absent" and "libacme.so is missing" in found[case].message
+
+
+@given(
+    steps=st.lists(st.integers(1, 48), max_size=2),
+    low=st.integers(1, 400),
+    high=st.integers(1, 4000),
+    size=st.integers(1, 500),
+)
+def test_made_up_sizes_meet_every_bound_that_can_be_met(steps: list[int], low: int, high: int, size: int) -> None:
+    needs = (*(Divides("K", s) for s in steps), AtLeast("K", low), AtMost("K", high))
+    found = _bent("K", size, Kernel("linear", "k", "a:b", needs=needs))
+    step = math.lcm(1, *steps)
+    first = -(-low // step) * step
+    if first <= high:
+        assert found % step == 0 and low <= found <= high
 
 
 def test_slow_and_talkative_is_a_warning(tried: Try) -> None:

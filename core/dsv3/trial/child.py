@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import sys
 import warnings
 from dataclasses import asdict
@@ -136,8 +137,7 @@ def _metadata(plugin: Plugin) -> Answer:
         answer.warnings.append(f"the backend's version is {version!r}, its package's {dist.version!r}; make them equal")
     if dist.files is None:
         answer.warnings.append("its package lists no files (RECORD): a certificate cannot name what was tested")
-    required = [r for r in dist.requires or () if r.replace("-", "_").startswith("dsv3")]
-    if not plugin.builtin and not required:
+    if not plugin.builtin and not any(re.match(r"dsv3(?![\w.-])", r) for r in dist.requires or ()):
         answer.warnings.append("its package does not depend on dsv3; add dependencies = ['dsv3>=0.1']")
     return answer
 
