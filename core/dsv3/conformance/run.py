@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from dsv3.conformance.case import Case, Setting
 from dsv3.conformance.cases import cases_of
 from dsv3.conformance.exam import Exam
-from dsv3.conformance.roundtrip import round_trips
 from dsv3.conformance.result import LEVELS, SIZES, CaseResult, Level, Report, Size
+from dsv3.conformance.roundtrip import round_trips
 from dsv3.conformance.suite import header, suite_name
 from dsv3.conformance.target import Target, source_of
 from dsv3.errors import UsageError, nearest
