@@ -2,7 +2,7 @@
 
 A block of `sh` is run by bash; one of `sh fails` must fail. A block `python file=PATH` is written to that file, with
 `append` at its end. A block of `text` is what the block before it printed: every line of it, "..." apart, must be a line
-of the output, numbers with a point and white space apart.
+of the output, numbers and white space apart.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _compare(wanted: str, output: str) -> None:
 
 def _plain(line: str) -> str:
     """Without what differs from run to run."""
-    return " ".join(re.sub(r"\d+\.\d+(e[+-]?\d+)?", "#", line).split())
+    return " ".join(re.sub(r"-?\d+(\.\d+)?(e[+-]?\d+)?", "#", line).split())
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def test_a_true_guide_is_followed_to_its_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("\n2\n", "\n3\n", "this is printed, and it is not:\n3"),
+        ("\n2\n", "\ntwo\n", "this is printed, and it is not:\ntwo"),
         ("\nfalse\n", "\ntrue\n", "exit code 0; the guide says that it fails"),
         ("python a.py", "python b.py", "the guide says that it works"),
     ],
