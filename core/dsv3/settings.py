@@ -65,6 +65,11 @@ class Resolved:
     source: str
 
 
+def environment() -> dict[str, str]:
+    """A copy of the process's environment, for processes started with a changed one and for comparing before and after."""
+    return dict(os.environ)
+
+
 def config_path() -> Path:
     """The TOML file: $DSV3_CONFIG, else dsv3/config.toml in the user's configuration folder."""
     named = os.environ.get("DSV3_CONFIG")

@@ -14,6 +14,7 @@ COMMANDS = {
     "run": ("run", "generate text from a prompt"),
     "probe": ("probe", "list backends and devices, and what is wrong with those that cannot be used"),
     "explain": ("explain", "show which kernel runs an operator, and why not the others"),
+    "plugin": ("plugin", "start a backend of your own, or check the installed ones"),
     "doctor": ("doctor", "show versions, devices, plugins and settings"),
 }
 
@@ -22,8 +23,8 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         hint = ""
         if "invalid choice: " in message:
-            word = message.split("invalid choice: ")[1].split("'")[1]
-            hint = nearest(word, COMMANDS)
+            word, *choices = message.split("invalid choice: ")[1].split("'")[1::2]
+            hint = nearest(word, choices)
         raise UsageError(f"{message}{hint}; see {self.prog} --help")
 
 
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _run(made["run"])
     made["probe"].add_argument("--json", action="store_true", help="machine-readable output")
     _explain(made["explain"])
+    _plugin(made["plugin"])
     made["doctor"].add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 
@@ -83,3 +85,15 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     _placement(parser)
     parser.add_argument("--tokens", type=int, metavar="N", help="only for steps of N tokens")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _plugin(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
+    new = actions.add_parser("new", help="write a complete distribution to start from", description="Write dsv3-NAME.")
+    new.add_argument("name", metavar="NAME", help="of the backend; the package is dsv3-NAME")
+    new.add_argument("--into", default=".", metavar="DIR", help="folder to write it in (default: here)")
+    check = actions.add_parser("check", help="does it load and register rightly? (level L0)", description="Run level L0.")
+    check.add_argument("name", nargs="?", metavar="NAME", help="backend; none: every one from outside dsv3")
+    check.add_argument("--json", action="store_true", help="machine-readable output")
+    for action in (new, check):
+        action.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)

@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Generic, TextIO, TypeVar
 
 T = TypeVar("T")
 IMPORT_LIMIT_S = 30.0
 CALL_LIMIT_S = 2.0
+LATE = "gave no answer within"
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,11 @@ class Outcome(Generic[T]):
     late: bool = False
 
 
-def guarded(call: Callable[[], T], limit_s: float) -> Outcome[T]:
+def guarded(call: Callable[[], T], limit_s: float, out: TextIO | None = None) -> Outcome[T]:
     """Run `call` in a thread of its own for at most limit_s seconds.
 
-    Any exception is returned, SystemExit and KeyboardInterrupt raised by the plugin included. What it prints goes to stderr:
-    stdout belongs to generated text. A call that does not return is left behind in a daemon thread.
+    Any exception is returned, SystemExit and KeyboardInterrupt raised by the plugin included. What it prints goes to `out`,
+    else to stderr: stdout belongs to generated text. A call that does not return is left behind in a daemon thread.
     """
     result: list[T] = []
     errors: list[BaseException] = []
@@ -42,12 +43,12 @@ def guarded(call: Callable[[], T], limit_s: float) -> Outcome[T]:
 
     thread = threading.Thread(target=run, daemon=True, name="dsv3-plugin")
     start = time.perf_counter()
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(out or sys.stderr):
         thread.start()
         thread.join(limit_s)
     seconds = time.perf_counter() - start
     if thread.is_alive():
-        return Outcome(None, TimeoutError(f"gave no answer within {limit_s:g} s"), seconds, late=True)
+        return Outcome(None, TimeoutError(f"{LATE} {limit_s:g} s"), seconds, late=True)
     return Outcome(result[0] if result else None, errors[0] if errors else None, seconds)
 
 

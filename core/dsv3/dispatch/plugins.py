@@ -10,7 +10,7 @@ import functools
 import importlib.metadata
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dsv3.dispatch.guard import IMPORT_LIMIT_S, guarded, root_cause
 from dsv3.plugin import ABI, ENTRY_POINT_GROUP, Probe
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _GROUP_STEM = "dsv3.backends.v"
 _DISTRIBUTION = "dsv3"
-_REQUIRED = (
+REQUIRED = (
     "name", "version", "devices", "probe", "kernels", "torch_device", "prepare", "unprepare", "cache_spec", "synchronize",
     "capture",
 )  # fmt: skip
@@ -108,11 +108,11 @@ def _duplicate_problem(plugin: Plugin, plugins: list[Plugin]) -> Probe | None:
     )
 
 
-def load_plugin(plugin: Plugin) -> Plugin:
-    """Import the plugin and check the instance it names; sets `backend`, or `problem` and `error`."""
+def load_plugin(plugin: Plugin, out: TextIO | None = None) -> Plugin:
+    """Import the plugin and check the instance it names; sets `backend`, or `problem` and `error`. out: for its prints."""
     if plugin.backend is not None or plugin.problem is not None:
         return plugin
-    outcome = guarded(functools.partial(_import_checked, plugin), IMPORT_LIMIT_S)
+    outcome = guarded(functools.partial(_import_checked, plugin), IMPORT_LIMIT_S, out)
     plugin.load_seconds = outcome.seconds
     if outcome.error is not None:
         plugin.error = outcome.error
@@ -134,7 +134,7 @@ def load_plugin(plugin: Plugin) -> Plugin:
 def _import_checked(plugin: Plugin) -> tuple[Any, str, str]:
     """(instance, what is wrong with it, remedy). Looking at attributes may run the plugin's code too."""
     backend = _import(plugin)
-    missing = [name for name in _REQUIRED if not hasattr(backend, name)]
+    missing = [name for name in REQUIRED if not hasattr(backend, name)]
     if missing:
         mistake = f"is {type(backend).__name__}, without {', '.join(missing)}"
         return None, mistake, "derive it from dsv3.plugin.BackendBase; name an instance"

@@ -54,6 +54,11 @@ def mla_prefill(
     over scaled scores. Causal is aligned bottom right. A row without keys has o = 0, lse = -inf; rows past cu_q[S]
     are unspecified (here 0 and -inf). This reference reads cu_q and cu_k on the host. Source: DeepSeek-V2 report,
     equations 9 to 19.
+
+    Invariants:
+    - sequences do not mix
+    - permuting the keys of a sequence changes nothing where not causal
+    - with one visible key, o is its value and lse its score
     """
     work = work_dtype(q)
     o = torch.zeros(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype, device=q.device)
@@ -94,6 +99,12 @@ def mla_decode(
     o [T, Nh, R] in q_c.dtype, lse f32 [Nh, T]. Query j of the n of a sequence sees slots start <= slot < seq_len - n
     + j + 1. Cache slots past seq_len and table entries past the last page are never read. This reference reads
     seq_lens, cu_q and the table on the host. Source: DeepSeek-V2 report, appendix B (absorption), and 2.1.2.
+
+    Invariants:
+    - relabelling pages in cache and table changes nothing
+    - sequences may share pages
+    - NaN in slots past seq_len does not show
+    - halves of the keys, merged by merge_attn_states, give the whole
     """
     work = work_dtype(q_c)
     o = torch.zeros_like(q_c)
@@ -125,6 +136,10 @@ def merge_attn_states(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tup
 
     o [T, Nh, D] and lse f32 [Nh, T] of both sides -> the merged pair. A side with lse = -inf is ignored even where it is NaN;
     both -inf: o = 0, lse = -inf. Source: Milakov and Gimelshein 2018, section 3.1.
+
+    Invariants:
+    - a side with lse = -inf gives the other's o and lse, bit for bit
+    - symmetric; associative within the budget
     """
     work = work_dtype(o1)
     a, b = lse1.to(work), lse2.to(work)
@@ -160,6 +175,10 @@ def mla_prolog(
     [R], w_uk [Nh, Dn, R] (may be a strided view) -> q_c [T, Nh, R], rotated q_pe [T, Nh, P]; writes the normalised
     latent and the rotated key into the cache. eps is that of the two latent norms. Source: DeepSeek-V2 report,
     appendix B.
+
+    Invariants:
+    - equal to its decomposition within the budget
+    - all other slots keep their bits
     """
     if "q_a" in weights:
         q_a = ops.quant_linear(x=x, w=weights["q_a"])

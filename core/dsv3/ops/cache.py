@@ -39,6 +39,10 @@ def kv_cache_write(ckv: Tensor, kpe: Tensor, slots: Tensor, cache: LatentCache) 
     ckv [T, R] and kpe [T, P] (rows may be strided), slots [T]; -1 skips a token; only the named slots change; the
     same slot twice is undefined. With an FP8 cache the latent is stored as act_quant(group 128, float32 scales) in
     the encoding of cache.ckv.
+
+    Invariants:
+    - all other slots keep their bits
+    - a call in which every slot is -1 changes nothing
     """
     if ckv.shape[0] == 0:
         return
@@ -73,6 +77,10 @@ def kv_cache_gather(
 
     block_table [S, maxp], seq_lens [S], total = sum of max(seq_lens - start, 0) as a host integer, start: first slots of every
     sequence that hold no key -> ckv [total, R], kpe [total, P] in cache.kpe.dtype, dequantised if the cache is FP8.
+
+    Invariants:
+    - relabelling pages in cache and table changes nothing
+    - what lies past a sequence's end, or past the table's last page, never shows
     """
     lengths = (seq_lens.to(torch.int64) - start).clamp_min(0)
     ends = lengths.cumsum(0)
@@ -109,6 +117,10 @@ def rope_cache_write(
     """Rotate queries and keys, and write the latent and the rotated key into the cache.
 
     q_pe [T, Nh, P], kpe [T, P] (one head), ckv [T, R] already normalised -> rotated q_pe [T, Nh, P].
+
+    Invariants:
+    - q_pe is rotated for skipped tokens too
+    - all other slots keep their bits
     """
     key = ops.apply_rope(x=kpe.unsqueeze(1), positions=positions, cos_sin=cos_sin, interleaved=interleaved)
     ops.kv_cache_write(ckv=ckv, kpe=key.squeeze(1), slots=slots, cache=cache)

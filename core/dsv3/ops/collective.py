@@ -11,7 +11,11 @@ from dsv3.ops.spec import primitive
 
 @primitive("x[T,H] -> y[T,H]", portable=True)
 def all_reduce(x: Tensor, group: Any) -> Tensor:
-    """Sum of x over the ranks of a torch.distributed group; x itself where the group is None or has one rank."""
+    """Sum of x over the ranks of a torch.distributed group; x itself where the group is None or has one rank.
+
+    Invariants:
+    - x itself is not changed where the group has several ranks
+    """
     if group is None:
         return x
     import torch.distributed as dist

@@ -12,7 +12,11 @@ from dsv3.ops.spec import composite, primitive
 
 @primitive("ids[T]:int table[V,H] -> y[T,H]")
 def embedding(ids: Tensor, table: Tensor) -> Tensor:
-    """y[t] = table[ids[t]]. ids [T], table [V, H] -> [T, H] in table.dtype; IndexError for an id outside [0, V)."""
+    """y[t] = table[ids[t]]. ids [T], table [V, H] -> [T, H] in table.dtype; IndexError for an id outside [0, V).
+
+    Invariants:
+    - rows of the table bit for bit, NaN included
+    """
     return table.index_select(0, ids.to(torch.int64))
 
 
@@ -24,6 +28,10 @@ def mtp_combine(
 
     embedding [T, H] of token i + 1, hidden [T, H] of position i after the final norm, eh_proj [H, 2H] -> [T, H]. The
     embedding comes first, as in the released weights (the technical report's equation 21 writes it second).
+
+    Invariants:
+    - position 0 is not zeroed
+    - permuting tokens permutes y
     """
     width = hidden.shape[1]
     both = hidden.new_empty(hidden.shape[0], 2 * width)

@@ -18,6 +18,10 @@ def moe_permute(ids: Tensor, n_experts: int) -> tuple[Tensor, Tensor]:
 
     ids [T, k], -1 for an expert that is not here -> perm i32 [M], offsets i32 [n_experts + 1]. Row r of the sorted order is the
     pair perm[r] = t * k + j; expert e owns rows offsets[e] to offsets[e + 1]; rows from offsets[n_experts] on are -1.
+
+    Invariants:
+    - perm over its valid rows is a permutation of the pairs that are not -1
+    - offsets ascend from 0; an expert without tokens owns no rows
     """
     flat = ids.reshape(-1).to(torch.int64)
     key = torch.where((flat < 0) | (flat >= n_experts), n_experts, flat)
@@ -36,6 +40,9 @@ def moe_combine(y: Tensor, perm: Tensor, weights: Tensor) -> Tensor:
 
     y [M, H], perm [M] from moe_permute, weights f32 [T, k] -> [T, H] in y.dtype. Rows and weights of pairs whose perm is -1 are
     ignored, whatever they hold, NaN included.
+
+    Invariants:
+    - permuting the rows of y together with perm changes nothing
     """
     t, k = weights.shape
     work = work_dtype(y)
@@ -66,6 +73,10 @@ def grouped_linear(ops: Any, x: Tensor, w: Prepared, offsets: Tensor) -> Tensor:
 
     x [M, K] sorted by expert, w Prepared [E, N, K], offsets [E + 1] -> [M, N] in x.dtype. This decomposition calls
     `quant_linear` per expert and reads the offsets on the host; a kernel must not.
+
+    Invariants:
+    - an expert's rows depend on no other expert's weight
+    - an expert may own no row, or all of them
     """
     experts, n, _ = w.shape
     if x.is_meta:  # shapes only: one expert stands for all, with as few and as many rows as any can have
@@ -87,6 +98,11 @@ def fused_experts(ops: Any, x: Tensor, weights: Tensor, ids: Tensor, w13: Prepar
 
     x [T, H], weights f32 [T, k], ids [T, k] local to this rank (-1: elsewhere, contributes nothing), w13 Prepared [E,
     2I, H] gate rows first, w2 Prepared [E, H, I] -> [T, H] in x.dtype.
+
+    Invariants:
+    - a token whose ids are all -1 gives 0
+    - relabelling experts in ids and weights changes nothing
+    - permuting tokens permutes y
     """
     perm, offsets = ops.moe_permute(ids=ids, n_experts=w13.shape[0])
     # perm // k as a table: torch's meta division would import its compiler, a second at start, where this is traced.
@@ -124,6 +140,10 @@ def moe(
     x [T, H], gate [Eg, H] over all Eg experts, w13 / w2 Prepared over this rank's E, shared13 Prepared [2Is, H] and shared2
     Prepared [H, Is] or None -> [T, H], this rank's partial sum. expert_map i32 [Eg]: global id to local, -1 for an expert of
     another rank; None means that all are here. Source: DeepSeek-V3 technical report, equation 12.
+
+    Invariants:
+    - permuting tokens permutes y
+    - partial sums over ranks with disjoint expert_map, shared experts on one of them, add up to the whole
     """
     weights, ids = ops.route(
         x=x,

@@ -22,7 +22,13 @@ _EXACT_SLAB = 1024
 
 @primitive("x[T,K] weight[N,K] bias[N]? -> y[T,N]")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """y = x @ weight^T + bias. x [T, K], weight [N, K], bias [N] or None -> [T, N] in x.dtype."""
+    """y = x @ weight^T + bias. x [T, K], weight [N, K], bias [N] or None -> [T, N] in x.dtype.
+
+    Invariants:
+    - scaling x by a power of two scales y by it exactly (without bias)
+    - small integers give the exact sum
+    - a row depends on no other row
+    """
     weight = weight.to(x.dtype)
     return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
 
@@ -32,6 +38,10 @@ def bmm(x: Tensor, weight: Tensor) -> Tensor:
     """y[t, h] = x[t, h] @ weight[h]: the absorbed up-projections W_UK and W_UV.
 
     x [T, Nh, A], weight [Nh, A, C] (may be a strided view) -> [T, Nh, C] in x.dtype.
+
+    Invariants:
+    - heads do not mix
+    - scaling x by a power of two scales y by it exactly
     """
     return torch.bmm(x.transpose(0, 1), weight.to(x.dtype)).transpose(0, 1).contiguous()
 
@@ -43,6 +53,10 @@ def block_scaled_mm(ops: Any, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Te
     a FP8 [T, K], a_scale f32 [T, ceil(K/128)], b FP8 [N, K], b_scale f32 [ceil(N/128), ceil(K/128)] -> [T, N] in out_dtype.
     Accumulation is promoted to float32 at least every 128 of K (this one: throughout; float64 for out_dtype "float64").
     Source: DeepSeek-V3 technical report, 3.3.2, figure 7.
+
+    Invariants:
+    - scaling an operand's scales by a power of two scales y by it exactly
+    - K and N need not be multiples of 128
     """
     out = torch_dtype(out_dtype)
     work = "float64" if out == torch.float64 else "float32"
@@ -57,6 +71,9 @@ def int8_scaled_mm(ops: Any, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Ten
 
     a i8 [T, K], a_scale f32 [T, 1], b i8 [N, K], b_scale f32 [N, 1] -> [T, N] in out_dtype: (int32 sum * a_scale) * b_scale in
     float32 (float64 for "float64"), rounded once.
+
+    Invariants:
+    - the integer sum is exact, so that scales of 1 give whole numbers
     """
     out = torch_dtype(out_dtype)
     work = torch.float64 if out == torch.float64 else torch.float32
@@ -74,6 +91,10 @@ def quant_linear(ops: Any, x: Tensor, w: Prepared) -> Tensor:
     x [T, K], w Prepared [N, K] -> [T, N] in x.dtype. By scheme: none is `linear`; fp8-w8a8 `act_quant` and
     `block_scaled_mm`; int8-w8a8 `quant_int8` and `int8_scaled_mm`; the w8a16 and w4a16 schemes dequantise the weight to
     x.dtype and call `linear`.
+
+    Invariants:
+    - linear in x where activations are not quantised: scaling x by a power of two scales y by it exactly
+    - a row depends on no other row
     """
     if w.layout != "canonical":
         raise OperatorError(f"quant_linear: no kernel here reads layout {w.layout!r}; only its own backend does")
@@ -100,6 +121,9 @@ def router_gemm(x: Tensor, weight: Tensor) -> Tensor:
     """Router logits in float32 whatever the dtype of x: x [T, H], weight [E, H] -> f32 [T, E] (float64 for float64).
 
     bf16 logits reorder experts: DeepSeek-V3.2's demo and transformers compute them in float32 too.
+
+    Invariants:
+    - logits are float32 for bfloat16 x, not rounded to bfloat16 on the way
     """
     work = work_dtype(x)
     return torch.nn.functional.linear(x.to(work), weight.to(work))

@@ -21,6 +21,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
     x [T, D] (rows may be strided), weight [D] -> y [T, D] in x.dtype. Statistics and the product with the weight in
     float32, one rounding at the end. Source: Zhang and Sennrich 2019, equation 4; the rounding order is DeepSeek-V3.2's.
+
+    Invariants:
+    - x = 0 gives 0, whatever eps is above 0
+    - scaling the weight by a power of two scales y by it exactly
+    - a row depends on no other row
     """
     work = work_dtype(x)
     v = x.to(work)
@@ -30,7 +35,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 @composite("x[T,D] residual[T,D] weight[D] -> y[T,D] residual'[T,D]")
 def add_rms_norm(ops: Any, x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """residual' = x + residual rounded once to x.dtype; y = rms_norm(residual') from the rounded value."""
+    """residual' = x + residual rounded once to x.dtype; y = rms_norm(residual') from the rounded value.
+
+    Invariants:
+    - residual' does not depend on weight or eps
+    - y = rms_norm(residual') of the rounded residual', not of the sum before rounding
+    """
     total = x.to(work_dtype(x), copy=True).add_(residual).to(x.dtype)
     return ops.rms_norm(x=total, weight=weight, eps=eps), total
 
@@ -39,6 +49,10 @@ def add_rms_norm(ops: Any, x: Tensor, residual: Tensor, weight: Tensor, eps: flo
 def rms_norm_quant(
     ops: Any, x: Tensor, weight: Tensor, eps: float, group: int, dtype: str, scale_fmt: str
 ) -> tuple[Tensor, Tensor]:
-    """act_quant(rms_norm(x)). A building block for backends: no decomposition of version 1 calls it."""
+    """act_quant(rms_norm(x)). A building block for backends: no decomposition of version 1 calls it.
+
+    Invariants:
+    - equal to its two parts called one after the other
+    """
     y = ops.rms_norm(x=x, weight=weight, eps=eps)
     return ops.act_quant(x=y, group=group, dtype=dtype, scale_fmt=scale_fmt)

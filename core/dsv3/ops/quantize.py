@@ -36,6 +36,12 @@ def act_quant(
     x [T, K] -> q [T, K] in `dtype`, scale f32 [T, ceil(K/group)] = max(max|group|, amax_floor) / largest (448 for e4m3fn, 224
     for e4m3fnuz), rounded up to a power of two for scale_fmt "ue8m0". q = x / scale (a division) rounded to nearest even and
     saturated. The last group may be ragged. A NaN makes its whole group NaN. Source: DeepSeek-V3 technical report, 3.3.2.
+
+    Invariants:
+    - a group of zeros gives q = 0 and a scale that is positive and finite
+    - scaling x by a power of two, above the floor, scales the scale by it and leaves q
+    - "ue8m0": the scale is a power of two, and not below max|group| / largest
+    - where x / scale is a tie, the even code
     """
     if dtype not in FP8_MAX:
         raise OperatorError(f"act_quant: dtype {dtype!r} is not an FP8 type it knows: {', '.join(FP8_MAX)}")
@@ -65,6 +71,11 @@ def quant_int8(x: Tensor, amax_floor: float = 1e-10) -> tuple[Tensor, Tensor]:
 
     x [T, K] -> q i8 [T, K] in [-127, 127], scale f32 [T, 1] = max(max|row|, amax_floor) / 127; q = x / scale rounded half to
     even.
+
+    Invariants:
+    - -128 never occurs
+    - a row of zeros gives q = 0 and a scale that is positive and finite
+    - scaling x by a power of two, above the floor, scales the scale by it and leaves q
     """
     work = x.to(torch.float32)
     amax = work.abs().amax(dim=-1, keepdim=True) if x.shape[1] else work.new_zeros(x.shape[0], 1)
@@ -78,6 +89,9 @@ def dequant_block(weight: Tensor, scale: Tensor, dtype: str = "bfloat16") -> Ten
 
     weight FP8 [N, K], scale f32 [ceil(N/128), ceil(K/128)] -> [N, K]. The checkpoint calls the scale `weight_scale_inv`, but
     it multiplies. Blocks are counted by 128, the last of each axis may be ragged. Source: DeepSeek-V3 weight documentation.
+
+    Invariants:
+    - scaling a block's scale by a power of two scales its values by it exactly
     """
     return dequantize_block(weight, scale, torch_dtype(dtype))
 
@@ -88,6 +102,9 @@ def fn_to_fnuz(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
     The fnuz encoding has exponent bias 8 instead of 7, so equal bits mean half the value. The NaN codes 0x7F and 0xFF would
     turn into numbers: OperatorError names how many there are.
+
+    Invariants:
+    - code times scale is unchanged for all 254 codes that are numbers
     """
     if weight.dtype != torch.float8_e4m3fn:
         raise OperatorError(f"fn_to_fnuz: weight is {weight.dtype}; expected float8_e4m3fn")

@@ -16,6 +16,11 @@ def apply_rope(x: Tensor, positions: Tensor, cos_sin: Tensor, interleaved: bool 
     x [T, N, P] (may be a strided view), positions [T], cos_sin [L, P] = [P/2 cosines | P/2 sines] per position.
     interleaved: pairs are (2j, 2j+1), as DeepSeek's checkpoints have them; otherwise (j, j + P/2). Every output stays where
     its input was. float32 inside. Source: Su et al. 2021, equation 34. YaRN is in the table only.
+
+    Invariants:
+    - position 0 (cosine 1, sine 0) changes nothing
+    - the norm of every pair is kept where the table's cos^2 + sin^2 = 1
+    - heads do not mix; positions need not be ascending, and may repeat
     """
     work = work_dtype(x)
     cos, sin = cos_sin.index_select(0, positions.to(torch.int64)).to(work).unsqueeze(1).chunk(2, dim=-1)

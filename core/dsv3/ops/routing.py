@@ -31,6 +31,11 @@ def grouped_topk(
     (+ 1e-20) if renormalize, times scale. A group's score is the sum of its two best biased scores ("top2_sum") or its best
     ("max"); experts of other groups are masked with -inf, so a negative bias cannot bring them back. Ties go to the lower id.
     n_group 1 means no grouping. Source: DeepSeek-V3 technical report, equations 12 to 16; DeepSeek-V2 report, 2.2.2.
+
+    Invariants:
+    - ids of a token are distinct, and lie in at most topk_group groups
+    - adding one number to the whole bias changes nothing but for rounding
+    - with renormalize the weights of a token sum to scale
     """
     t, e = logits.shape
     _check_routing(e, n_group, topk_group, topk, score, group_score)
@@ -84,7 +89,11 @@ def route(
     renormalize: bool,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """grouped_topk(router_gemm(x, gate), bias, ...): the whole router."""
+    """grouped_topk(router_gemm(x, gate), bias, ...): the whole router.
+
+    Invariants:
+    - equal to its two parts called one after the other
+    """
     return ops.grouped_topk(
         logits=ops.router_gemm(x=x, weight=gate),
         bias=bias,

@@ -44,6 +44,10 @@ def gumbel_argmax(logits: Tensor, seeds: Tensor, positions: Tensor, temperature:
     on ties. Else argmax(logits / temperature - log(-log u)), a draw from softmax(logits / temperature), with u = (w +
     0.5) * 2^-32 in float64 and w the `philox` word of (seed, position, token id). Source: Gumbel 1954; Maddison et
     al. 2014.
+
+    Invariants:
+    - the same seed, position and logits give the same id, in any batch
+    - adding one number to a row of logits changes nothing but for rounding
     """
     rows, vocab = logits.shape
     scores = logits.to(torch.float64)

@@ -7,6 +7,7 @@ the reference behind the checks of `shapes`.
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from dsv3.errors import UsageError, nearest
 from dsv3.ops.shapes import Line, Term, meta_outputs
 
+_INVARIANTS = "Invariants:"
 # Dimensions that change between steps other than with the number of tokens: unknown when kernels are bound.
 STEP_DIMS = frozenset({"S", "Tk", "L", "pages", "page_size", "slots", "maxp"})
 
@@ -45,6 +47,27 @@ class OpSpec:
     def meta(self, arguments: Mapping[str, Any]) -> Any:
         """What a call returns, as meta tensors, from its shapes and dtypes alone: the operator's fake implementation."""
         return meta_outputs(self.name, self.line, arguments)
+
+    @property
+    def description(self) -> str:
+        """What it computes: the reference's docstring, without its invariants."""
+        return inspect.cleandoc(self.reference.__doc__ or "").partition(_INVARIANTS)[0].strip()
+
+    @property
+    def invariants(self) -> tuple[str, ...]:
+        """What holds for every right kernel, whatever its arithmetic: the list at the end of the reference's docstring."""
+        lines = inspect.cleandoc(self.reference.__doc__ or "").partition(_INVARIANTS)[2].splitlines()
+        return tuple(line.strip().removeprefix("- ") for line in lines if line.strip())
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The operators that the decomposition calls, some of them for some arguments only; () for a primitive."""
+        if self.decompose is None:
+            return ()
+        tree = ast.parse(inspect.cleandoc("\n" + inspect.getsource(self.decompose)))
+        called = [n for n in ast.walk(tree) if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+        called.sort(key=lambda n: (n.lineno, n.col_offset))
+        return tuple(dict.fromkeys(n.attr for n in called if isinstance(n.value, ast.Name) and n.value.id == "ops"))
 
     @property
     def terms(self) -> tuple[Term, ...]:

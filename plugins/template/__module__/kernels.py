@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x [T, D], weight [D] -> [T, D]: float32 inside, one rounding at the end."""
+    """y = x / sqrt(mean(x^2) + eps) * weight. x [T, D], weight [D] -> [T, D]: float32 inside, one rounding at the end."""
     v = x.to(torch.float32)
     v = v * torch.rsqrt(v.square().mean(dim=-1, keepdim=True) + eps)
     return (v * weight.to(torch.float32)).to(x.dtype)
