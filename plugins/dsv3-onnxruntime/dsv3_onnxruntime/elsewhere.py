@@ -1,4 +1,4 @@
-"""Kernels for the providers other than the CPU's: `rms_norm__cuda` is `rms_norm` of `kernels`, in a session of that provider."""
+"""Kernels for providers other than the CPU's: `rms_norm__cuda` is `rms_norm` of `kernels` in a session of that provider."""
 
 from __future__ import annotations
 

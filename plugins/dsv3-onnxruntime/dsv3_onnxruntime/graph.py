@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 OPSET = 19  # float8 in Cast, Scan and Reshape's neighbours; every provider that matters has it
 IR_VERSION = 9
-FLOAT, INT64, BOOL = TensorProto.FLOAT, TensorProto.INT64, TensorProto.BOOL
+FLOAT, INT64, BOOL = int(TensorProto.FLOAT), int(TensorProto.INT64), int(TensorProto.BOOL)
 
 
 class Graph:
@@ -54,7 +54,7 @@ class Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return names
 
-    def const(self, value: float | Sequence[int] | np.ndarray[Any, Any], kind: Any = np.float32) -> str:
+    def const(self, value: float | Sequence[float], kind: Any = np.float32) -> str:
         """A constant of the model: float32 scalar by default."""
         array = np.asarray(value, dtype=kind)
         key = (array.dtype.str, array.shape, array.tobytes())
@@ -82,7 +82,10 @@ class Graph:
     def give(self, name: str, value: str) -> None:
         """`value`, float32, is the result `name`."""
         to = self.outputs[name]
-        self.nodes.append(helper.make_node("Cast" if to != FLOAT else "Identity", [value], [name], **_to(to)))
+        if to == FLOAT:
+            self.nodes.append(helper.make_node("Identity", [value], [name]))
+        else:
+            self.nodes.append(helper.make_node("Cast", [value], [name], to=to))
         self.given.append(name)
 
     def shape(self, value: str) -> str:
@@ -111,8 +114,4 @@ class Graph:
         made = helper.make_model(
             graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION, producer_name="dsv3-onnxruntime"
         )
-        return made.SerializeToString()
-
-
-def _to(element: int) -> dict[str, int]:
-    return {} if element == FLOAT else {"to": element}
+        return bytes(made.SerializeToString())

@@ -1,8 +1,8 @@
 """Models are built and compiled once, kept, and run on torch's memory without copies.
 
-A model is kept by operator, static attributes, dtypes and ranks of its tensors, provider, and number of threads; all dimensions
-are dynamic. Threads: `torch.get_num_threads()` at the time of the call, so `dsv3 --threads` and `torch.set_num_threads` hold here
-too (another number makes another set of sessions).
+A model is kept by operator, static attributes, dtypes of its tensors, provider, and number of threads; all dimensions are
+dynamic. Threads: `torch.get_num_threads()` at the time of the call, so that `torch.set_num_threads` and dsv3's option hold here
+too; another number makes another set of sessions.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ ELEMENT = {
 Build = Callable[..., None]
 _sessions: dict[Hashable, onnxruntime.InferenceSession] = {}
 _making = threading.Lock()
+_HOST = ("cpu", 0)
 # ONNX Runtime refuses null pointers, which is what tensors without elements have.
 _SOMEWHERE = torch.zeros(1, dtype=torch.int64)
 
@@ -52,15 +53,19 @@ def run(
     if not any(t.numel() for t in outputs.values()):
         return
     where = PROVIDERS[provider]
+    key = (
+        op, provider, torch.get_num_threads(), *static.values(),
+        *[t if t is None else t.dtype for t in inputs.values()], *[t.dtype for t in outputs.values()],
+    )  # fmt: skip
     given = {name: _bindable(t, where) for name, t in inputs.items() if t is not None}
-    taken = {name: t if where.memory or t.is_cpu else torch.empty(t.shape, dtype=t.dtype) for name, t in outputs.items()}
-    session = _session(op, build, given, taken, where, static)
+    taken = {name: _writable(t, where) for name, t in outputs.items()}
+    session = _sessions.get(key) or _make(key, op, build, given, taken, where, static)
     binding = session.io_binding()
     for name, t in given.items():
         binding.bind_input(name, *_place(t, where), ELEMENT[t.dtype], t.shape, t.data_ptr() or _SOMEWHERE.data_ptr())
     for name, t in taken.items():
         binding.bind_output(name, *_place(t, where), ELEMENT[t.dtype], t.shape, t.data_ptr() or _SOMEWHERE.data_ptr())
-    if next(iter(taken.values())).is_cpu:
+    if all(t.is_cpu for t in taken.values()):
         session.run_with_iobinding(binding)
     else:  # torch's queue and the session's own do not wait for each other
         torch.accelerator.synchronize()
@@ -82,11 +87,17 @@ def _bindable(t: Tensor, where: Provider) -> Tensor:
     return t.contiguous() if where.memory or t.is_cpu else t.cpu().contiguous()
 
 
+def _writable(t: Tensor, where: Provider) -> Tensor:
+    assert t.is_contiguous() and t.dtype in ELEMENT
+    return t if where.memory or t.is_cpu else torch.empty(t.shape, dtype=t.dtype)
+
+
 def _place(t: Tensor, where: Provider) -> tuple[str, int]:
-    return ("cpu", 0) if t.is_cpu else (where.memory or "cpu", t.device.index or 0)
+    return _HOST if t.is_cpu else (where.memory or "cpu", t.device.index or 0)
 
 
-def _session(
+def _make(
+    key: Hashable,
     op: str,
     build: Build,
     inputs: Mapping[str, Tensor],
@@ -94,19 +105,15 @@ def _session(
     where: Provider,
     static: Mapping[str, Hashable],
 ) -> onnxruntime.InferenceSession:
-    threads = torch.get_num_threads()
-    ins = {name: (ELEMENT[t.dtype], t.dim()) for name, t in inputs.items()}
-    outs = {name: ELEMENT[t.dtype] for name, t in outputs.items()}
-    key = (op, where.key, threads, tuple(ins.items()), tuple(outs.items()), tuple(static.items()))
-    found = _sessions.get(key)
-    if found is None:
-        with _making:
-            found = _sessions.get(key)
-            if found is None:
-                graph = Graph(ins, outs)
-                build(graph, **static)
-                found = _sessions[key] = _compile(graph.model(op), where, threads)
-    return found
+    with _making:
+        if key not in _sessions:
+            graph = Graph(
+                {name: (ELEMENT[t.dtype], t.dim()) for name, t in inputs.items()},
+                {name: ELEMENT[t.dtype] for name, t in outputs.items()},
+            )
+            build(graph, **static)
+            _sessions[key] = _compile(graph.model(op), where, torch.get_num_threads())
+    return _sessions[key]
 
 
 def _compile(model: bytes, where: Provider, threads: int) -> onnxruntime.InferenceSession:

@@ -45,7 +45,10 @@ def fused_experts(g: Graph, w13: Weight, w2: Weight) -> None:
 
 
 def grouped_linear(g: Graph, w: Weight) -> None:
-    """Inputs x [M, K] sorted by expert, w (codes and scale), offsets [E + 1], n i64 [1] = N -> y [M, N]; rows past offsets[E] are 0."""
+    """Inputs x [M, K] sorted by expert, w (codes and scale), offsets [E + 1], n i64 [1] = N -> y [M, N].
+
+    Rows past offsets[E] are 0, and never read.
+    """
     x, offsets = g.real("x"), g.cast("offsets", INT64)
     experts = _count(g, "w")
     starts = g.op("Slice", offsets, g.ints(0), experts, g.ints(0))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 from onnx import TensorProto
 
@@ -9,7 +11,11 @@ from dsv3_onnxruntime.graph import BOOL, FLOAT, Graph
 
 BLOCK = 128
 # Largest magnitude by encoding: the contract's, not always the encoding's own.
-LARGEST = {TensorProto.FLOAT8E4M3FN: 448.0, TensorProto.FLOAT8E4M3FNUZ: 224.0, TensorProto.FLOAT8E5M2: 57344.0}
+LARGEST: Mapping[int, float] = {
+    TensorProto.FLOAT8E4M3FN: 448.0,
+    TensorProto.FLOAT8E4M3FNUZ: 224.0,
+    TensorProto.FLOAT8E5M2: 57344.0,
+}
 
 
 def grouped(g: Graph, x: str, group: int, padding: int) -> str:
@@ -50,7 +56,7 @@ def power_of_two_at_least(g: Graph, x: str) -> str:
     low, high = -149, 127
     table = g.const([2.0**e for e in range(low, high + 1)])
     zero, two, half = g.const(0.0), g.const(2.0), g.const(0.5)
-    finite = g.op("And", g.op("Greater", x, zero), g.op("LessOrEqual", x, g.const(np.finfo(np.float32).max)))
+    finite = g.op("And", g.op("Greater", x, zero), g.op("LessOrEqual", x, g.const(float(np.finfo(np.float32).max))))
     safe = g.op("Where", finite, x, g.const(1.0))
     exponent = g.op("Floor", g.op("Mul", g.op("Log", safe), g.const(1 / np.log(2))))
     exponent = g.op("Clip", exponent, g.const(float(low)), g.const(float(high)))
