@@ -1,15 +1,15 @@
-"""What this backend claims: one kernel per operator, the same for every provider. Metadata only."""
+"""What this backend claims: one kernel per operator, the same for every provider that gets it right. Metadata only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
 from dsv3.plugin import Device, DType, Kernel, Scheme
-from dsv3_onnxruntime.providers import provider_of
+from dsv3_onnxruntime.providers import Provider, provider_of
 
 _REAL = ("float32", "bfloat16")
 _FP8 = ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2")
-_SCHEMES = Scheme("none", "fp8-w8a8", "fp8-w8a16", "int8-w8a8", "int8-w8a16", "int4-w4a16")
+_SCHEMES = ("none", "fp8-w8a8", "fp8-w8a16", "int8-w8a8", "int8-w8a16", "int4-w4a16")
 
 
 def _real(*arguments: str) -> tuple[DType, ...]:
@@ -33,32 +33,35 @@ _CLAIMS = {
     "block_scaled_mm": ("quantise", (DType("a", *_FP8), DType("b", *_FP8), *_f32("a_scale", "b_scale"), *_real("out_dtype"))),
     "int8_scaled_mm": ("quantise", (*_f32("a_scale", "b_scale"), *_real("out_dtype"))),
     "linear": ("products", _real("x", "weight", "bias")),
-    "quant_linear": ("products", (*_real("x"), _SCHEMES)),
+    "quant_linear": ("products", _real("x")),
     "bmm": ("products", _real("x", "weight")),
     "router_gemm": ("products", _real("x", "weight")),
     "mtp_combine": ("products", _real("embedding", "hidden", "enorm", "hnorm", "eh_proj")),
     "grouped_topk": ("routing", _f32("logits", "bias")),
     "route": ("routing", (*_real("x", "gate"), *_f32("bias"))),
-    "grouped_linear": ("experts", (*_real("x"), _SCHEMES)),
-    "fused_experts": ("experts", (*_real("x"), *_f32("weights"), _SCHEMES)),
+    "grouped_linear": ("experts", _real("x")),
+    "fused_experts": ("experts", (*_real("x"), *_f32("weights"))),
     "mla_prefill": ("attention", _real("q", "k", "v")),
 }
+_WEIGHTED = frozenset({"quant_linear", "grouped_linear", "fused_experts"})
 _EXACT = frozenset({"embedding", "act_quant", "quant_int8"})
 
 
 def kernels(device: Device) -> Iterable[Kernel]:
     """The kernels for a device."""
-    return _kernels(provider_of(device).key)
+    return _kernels(provider_of(device))
 
 
-def _kernels(provider: str) -> Iterator[Kernel]:
+def _kernels(where: Provider) -> Iterator[Kernel]:
     for op, (module, needs) in _CLAIMS.items():
+        if where.ops is not None and op not in where.ops:
+            continue
         here = f"dsv3_onnxruntime.kernels.{module}:{op}"
         yield Kernel(
             op=op,
             name="ort",
-            target=here if provider == "cpu" else f"dsv3_onnxruntime.elsewhere:{op}__{provider}",
-            needs=needs,
+            target=here if where.key == "cpu" else f"dsv3_onnxruntime.elsewhere:{op}__{where.key}",
+            needs=(*needs, Scheme(*(where.schemes or _SCHEMES))) if op in _WEIGHTED else needs,
             numerics="exact" if op in _EXACT else "f32",
             # A session runs on a queue of its own and is waited for: it cannot become part of a captured graph.
             graph_safe=False,
