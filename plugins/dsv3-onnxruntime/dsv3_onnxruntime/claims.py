@@ -42,6 +42,7 @@ _CLAIMS = {
     "grouped_linear": ("experts", _real("x")),
     "fused_experts": ("experts", (*_real("x"), *_f32("weights"))),
     "mla_prefill": ("attention", _real("q", "k", "v")),
+    "mla_decode": ("attention", (*_real("q_c", "q_pe"), DType("cache", *_REAL, *_FP8))),
 }
 _WEIGHTED = frozenset({"quant_linear", "grouped_linear", "fused_experts"})
 _EXACT = frozenset({"embedding", "act_quant", "quant_int8"})

@@ -41,10 +41,13 @@ _OPENVINO = "OpenVINOExecutionProvider"
 # results, or no model at all.
 _OPENVINO_RIGHT: dict[str, Any] = {
     "ops": frozenset(
-        "embedding rms_norm add_rms_norm apply_rope silu_mul linear quant_linear bmm router_gemm mtp_combine".split()
+        {
+            "embedding", "rms_norm", "add_rms_norm", "apply_rope", "silu_mul",
+            "linear", "quant_linear", "bmm", "router_gemm", "mtp_combine",
+        }
     ),
     "schemes": ("none", "fp8-w8a16", "int8-w8a16"),
-}
+}  # fmt: skip
 # Accelerators first: the first usable device is the default.
 PROVIDERS: Mapping[str, Provider] = {
     p.key: p

@@ -1,6 +1,6 @@
 """The kernels: torch tensors in and out, the arithmetic in ONNX Runtime. Each takes the operator's arguments by keyword."""
 
-from dsv3_onnxruntime.kernels.attention import mla_prefill
+from dsv3_onnxruntime.kernels.attention import mla_decode, mla_prefill
 from dsv3_onnxruntime.kernels.elementwise import add_rms_norm, apply_rope, embedding, rms_norm, silu_mul
 from dsv3_onnxruntime.kernels.experts import fused_experts, grouped_linear
 from dsv3_onnxruntime.kernels.products import bmm, linear, mtp_combine, quant_linear, router_gemm
@@ -20,6 +20,7 @@ __all__ = [
     "grouped_topk",
     "int8_scaled_mm",
     "linear",
+    "mla_decode",
     "mla_prefill",
     "mtp_combine",
     "quant_int8",
