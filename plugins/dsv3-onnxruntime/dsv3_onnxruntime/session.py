@@ -7,6 +7,7 @@ too; another number makes another set of sessions.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
@@ -116,8 +117,21 @@ def _make(
     return _sessions[key]
 
 
+@functools.cache
+def _share_memory() -> None:
+    """One arena for all sessions: else each would keep the most that it ever needed, such as a whole weight in float32.
+
+    Registering it twice, here and in the program around, gives one arena all the same.
+    """
+    arena = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    info = onnxruntime.OrtMemoryInfo("Cpu", arena, 0, onnxruntime.OrtMemType.DEFAULT)
+    onnxruntime.create_and_register_allocator(info, None)
+
+
 def _compile(model: bytes, where: Provider, threads: int) -> onnxruntime.InferenceSession:
+    _share_memory()
     options: Any = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
