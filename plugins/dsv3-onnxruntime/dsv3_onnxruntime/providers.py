@@ -135,9 +135,9 @@ def _driver(p: Provider) -> str:
 
 def _accelerator(p: Provider) -> Probe | None:
     """None if torch can hold tensors on the provider's device, else what is wrong."""
-    import torch
-
     if p.family in ("cuda", "rocm"):
+        import torch
+
         built = torch.version.hip if p.family == "rocm" else torch.version.cuda
         if not built:
             return Probe("incompatible", detail=f"this torch is not built for {p.family}", remedy=p.remedy)
