@@ -128,6 +128,11 @@ class Graph:
         """An int64 vector, as shapes and axes are given."""
         return self.const(list(values), "int64")
 
+    def inside(self) -> Graph:
+        """An empty graph for the body of a loop; it may use this one's values."""
+        self._count += 1
+        return Graph(f"{self.scope}body_{self._count}.")
+
     # -- shapes
 
     def size(self, x: Value, axis: int) -> Value:

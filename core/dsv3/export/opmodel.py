@@ -84,9 +84,8 @@ def _symbol(g: Graph, op: str, name: str, value: Any) -> Any:
         parts = {k: _symbol(g, op, f"{name}.{k}", t) for k, t in value.tensors.items()}
         return Weight(value.quant, value.shape, parts["weight"], parts.get("scale"), value.scale_fmt)
     if isinstance(value, LatentCache):
-        planes = {k: getattr(value, k) for k in ("ckv", "kpe", "scale")}
-        made = {k: None if t is None else _symbol(g, op, f"{name}_{k}", t) for k, t in planes.items()}
-        return Cache(**made, page_size=value.ckv.shape[1], rank=value.ckv.shape[2], rope=value.kpe.shape[2])
+        ckv, kpe, scale = (None if t is None else _symbol(g, op, f"{name}_{k}", t) for k, t in vars(value).items())
+        return Cache(ckv, kpe, scale, page_size=value.ckv.shape[1], rank=value.ckv.shape[2], rope=value.kpe.shape[2])
     if isinstance(value, Mapping):
         return {k: _symbol(g, op, f"{name}.{k}", v) for k, v in value.items()}
     return value

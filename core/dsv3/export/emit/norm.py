@@ -21,4 +21,3 @@ def rms_norm_quant(
     g: Graph, x: Value, weight: Value, eps: float, group: int, dtype: str, scale_fmt: str
 ) -> tuple[Value, Value]:
     return act_quant(g, rms_norm(g, x, weight, eps), group, dtype, scale_fmt, width=last(x))
-
