@@ -14,6 +14,7 @@ COMMANDS = {
     "run": ("run", "generate text from a prompt"),
     "probe": ("probe", "list backends and devices, and what is wrong with those that cannot be used"),
     "explain": ("explain", "show which kernel runs an operator, and why not the others"),
+    "export": ("export", "write a model in another format: ONNX graphs with their weights"),
     "doctor": ("doctor", "show versions, devices, plugins and settings"),
 }
 
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _run(made["run"])
     made["probe"].add_argument("--json", action="store_true", help="machine-readable output")
     _explain(made["explain"])
+    _export(made["export"])
     made["doctor"].add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 
@@ -83,3 +85,10 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     _placement(parser)
     parser.add_argument("--tokens", type=int, metavar="N", help="only for steps of N tokens")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="checkpoint folder; 'demo' is the bundled one")
+    parser.add_argument("dst", metavar="DST", help="folder to write; must not exist")
+    parser.add_argument("--format", choices=["onnx"], required=True, help="onnx: standard operators, prefill and decode")
+    parser.add_argument("--dtype", help="of activations and weights: float64, float32 or bfloat16 (default: float32)")

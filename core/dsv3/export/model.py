@@ -26,10 +26,8 @@ GRAPHS = {
     "prefill.onnx": (False, "many tokens: expands keys and values, and runs expert by expert"),
     "decode.onnx": (True, "few tokens: attends over the latent cache, and copies the weights of each token's experts"),
 }
-_COPIED = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
-    "chat_template.jinja", "LICENSE", "README.md",
-)  # fmt: skip
+# Patterns of the files beside the weights that go along.
+_COPIED = ("config*.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json", "*.jinja", "LICENSE*")
 
 
 def export_onnx(model: str | Path, dst: Path, *, dtype: str = "float32", progress: bool | None = None) -> list[Path]:
@@ -72,9 +70,8 @@ def _write(into: Path, folder: Path, c: ModelConfig, dtype: str, progress: bool 
         graph = build_graph(c, stored, dtype, absorbed, text)
         (into / name).write_bytes(graph.SerializeToString())
         onnx().checker.check_model(str(into / name))
-    for name in _COPIED:
-        if (folder / name).is_file():
-            shutil.copyfile(folder / name, into / name)
+    for file in sorted(f for pattern in _COPIED for f in folder.glob(pattern) if f.is_file()):
+        shutil.copyfile(file, into / file.name)
     (into / "export.json").write_text(json.dumps(_description(c, dtype), indent=2) + "\n", encoding="utf-8")
 
 

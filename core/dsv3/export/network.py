@@ -1,4 +1,4 @@
-"""The model's graph in standard operators: what `dsv3.graph` is over torch, for one sequence, with its latent cache in and out."""
+"""The model's graph in standard operators: what `dsv3.graph` is over torch, for one sequence, latent cache in and out."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _typed(name: str, tensor: torch.Tensor, sizes: Sizes | None) -> Any:
 
 def _function(op: str, arguments: Mapping[str, Any], outputs: list[str], attributes: list[str]) -> Any:
     g = Graph()
-    values = {name: _symbol(g, op, name, value) for name, value in arguments.items()}
+    values = {name: _symbol(g, name, value) for name, value in arguments.items()}
     made = EMITTERS[op](g, **values)
     many = [] if made is None else [made] if isinstance(made, Value) else list(made)
     for name in spec(op).mutates:
@@ -76,18 +76,18 @@ def _function(op: str, arguments: Mapping[str, Any], outputs: list[str], attribu
     return helper.make_function(DOMAIN, op, inputs, outputs, [*g.nodes, *last], imports, attributes, doc_string=doc)
 
 
-def _symbol(g: Graph, op: str, name: str, value: Any) -> Any:
+def _symbol(g: Graph, name: str, value: Any) -> Any:
     """An argument as the emitters take it."""
     if isinstance(value, torch.Tensor):
         return Value(g, name, torch_name(value), tuple(value.shape))
     if isinstance(value, Prepared):
-        parts = {k: _symbol(g, op, f"{name}.{k}", t) for k, t in value.tensors.items()}
+        parts = {k: _symbol(g, f"{name}.{k}", t) for k, t in value.tensors.items()}
         return Weight(value.quant, value.shape, parts["weight"], parts.get("scale"), value.scale_fmt)
     if isinstance(value, LatentCache):
-        ckv, kpe, scale = (None if t is None else _symbol(g, op, f"{name}_{k}", t) for k, t in vars(value).items())
+        ckv, kpe, scale = (_symbol(g, f"{name}_{k}", getattr(value, k)) for k in ("ckv", "kpe", "scale"))
         return Cache(ckv, kpe, scale, page_size=value.ckv.shape[1], rank=value.ckv.shape[2], rope=value.kpe.shape[2])
     if isinstance(value, Mapping):
-        return {k: _symbol(g, op, f"{name}.{k}", v) for k, v in value.items()}
+        return {k: _symbol(g, f"{name}.{k}", v) for k, v in value.items()}
     return value
 
 

@@ -84,7 +84,9 @@ def _allocate(path: Path, total: int) -> None:
     """Reserve the space first: a disk that fills up under a memory map ends the process."""
     free = shutil.disk_usage(path.parent).free
     if free < total:
-        raise Dsv3Error(f"{path.parent}: {total / 1e9:.1f} GB needed for the weights, {free / 1e9:.1f} GB free; choose another disk")
+        raise Dsv3Error(
+            f"{path.parent}: {total / 1e9:.1f} GB needed for the weights, {free / 1e9:.1f} GB free; choose another disk"
+        )
     with path.open("wb") as f:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(f.fileno(), 0, total)
