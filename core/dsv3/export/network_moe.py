@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dsv3.export.builder import Graph, Value
+from dsv3.export.builder import Graph, Value, work_dtype
 from dsv3.export.dtypes import code
 from dsv3.export.emit.activation import silu_mul
 from dsv3.export.emit.experts import moe_combine, moe_permute
@@ -49,20 +49,22 @@ def _by_expert(g: Graph, x: Value, chosen: Value, ids: Value, w13: Value, w2: Va
     experts = w13.shape[0]
     perm, offsets = moe_permute(g, ids, experts)
     rows = g.gather(x, perm.to("int64") / k)
-    (parts,) = g.ops("SequenceEmpty", dtypes=(x.dtype,), dtype=code(x.dtype))
+    work = work_dtype(x.dtype)  # sequences of bfloat16 do not exist
+    (parts,) = g.ops("SequenceEmpty", dtypes=(work,), dtype=code(work))
     body = _expert_body(g, rows, offsets.to("int64"), w13, w2)
-    parts = g.op("Loop", g.const(experts, "int64"), None, parts, dtype=x.dtype, body=body)
-    y = g.op("ConcatFromSequence", parts, axis=0)
+    # A condition that is left out means true to ONNX Runtime and the standard, but false to onnx.reference.
+    parts = g.op("Loop", g.const(experts, "int64"), g.const(True, "bool"), parts, dtype=work, body=body)
+    y = g.op("ConcatFromSequence", parts, axis=0).to(x.dtype)
     return moe_combine(g, y, perm, chosen, k)
 
 
 def _expert_body(outer: Graph, rows: Value, offsets: Value, w13: Value, w2: Value) -> Any:
     """Appends one expert's rows [n, H] to the sequence. It reads the values of the graph around it."""
     g = outer.inside()
-    expert, parts = Value(g, f"{g.scope}expert", "int64"), Value(g, f"{g.scope}parts", rows.dtype)
+    expert, parts = Value(g, f"{g.scope}expert", "int64"), Value(g, f"{g.scope}parts", work_dtype(rows.dtype))
     first, last = (g.gather(offsets, g.unsqueeze(expert + n, 0)) for n in (0, 1))
     y = mlp(g, g.slice(rows, 0, first, last), g.gather(w13, expert), g.gather(w2, expert))
-    more = g.op("SequenceInsert", parts, y)
+    more = g.op("SequenceInsert", parts, g.work(y))
     go = f"{g.scope}go"
     keep = g.identity(Value(g, go, "bool"))
     helper, kind = onnx().helper, onnx().TensorProto
@@ -73,7 +75,7 @@ def _expert_body(outer: Graph, rows: Value, offsets: Value, w13: Value, w2: Valu
         [
             helper.make_tensor_value_info(expert.name, kind.INT64, []),
             helper.make_tensor_value_info(go, kind.BOOL, []),
-            sequence(parts.name, code(rows.dtype), None),
+            sequence(parts.name, code(parts.dtype), None),
         ],
-        [helper.make_tensor_value_info(keep.name, kind.BOOL, []), sequence(more.name, code(rows.dtype), None)],
+        [helper.make_tensor_value_info(keep.name, kind.BOOL, []), sequence(more.name, code(parts.dtype), None)],
     )
