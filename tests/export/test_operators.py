@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dsv3 import ops
 from dsv3.errors import UsageError
@@ -91,6 +93,51 @@ def test_power_of_two_scales_are_exact_over_the_whole_range() -> None:
     model, expected = op_model("act_quant", arguments), op_outputs("act_quant", arguments, ops.act_quant(**arguments))
     for run in RUNTIMES.values():
         check(run(model, op_inputs("act_quant", arguments)), expected, "act_quant")
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 300), st.integers(1, 200), st.sampled_from(["float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2"]),
+    st.sampled_from(["float32", "ue8m0"]), st.sampled_from([1e-4, 0.0]), st.integers(0, 2**31), st.sampled_from([-30, 0, 25]),
+)  # fmt: skip
+def test_codes_are_exact(k: int, group: int, dtype: str, fmt: str, floor: float, seed: int, power: int) -> None:
+    """Of numbers over a wide range, in any grouping: every code and every scale."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(4, k, generator=g) * torch.ldexp(torch.ones(4, k), torch.randint(-20, 20, (4, k), generator=g))
+    x[0] = x[0].round()
+    x[1] *= 10.0**power
+    arguments = {"x": x, "group": group, "dtype": dtype, "scale_fmt": fmt, "amax_floor": floor}
+    expected = op_outputs("act_quant", arguments, ops.act_quant(**arguments))
+    model, inputs = op_model("act_quant", arguments), op_inputs("act_quant", arguments)
+    for run in RUNTIMES.values():
+        for name, found in run(model, inputs).items():
+            np.testing.assert_array_equal(found.astype(np.float64), expected[name].astype(np.float64))
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.integers(0, 9), st.integers(1, 5), st.integers(1, 7), st.integers(0, 2**31))
+def test_permutations_are_exact(tokens: int, k: int, experts: int, seed: int) -> None:
+    ids = torch.randint(-1, experts + 1, (tokens, k), generator=torch.Generator().manual_seed(seed), dtype=torch.int32)
+    arguments = {"ids": ids, "n_experts": experts}
+    expected = op_outputs("moe_permute", arguments, ops.moe_permute(**arguments))
+    for run in RUNTIMES.values():
+        check(run(op_model("moe_permute", arguments), op_inputs("moe_permute", arguments)), expected, "moe_permute")
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(st.sampled_from([(8, 1, 1, 3), (24, 6, 3, 7), (12, 3, 1, 4), (16, 4, 4, 16)]), st.booleans(), st.integers(0, 2**31))
+def test_equal_scores_go_to_the_lower_expert(sizes: tuple[int, int, int, int], best: bool, seed: int) -> None:
+    """Few different scores, so that nearly all choices are ties."""
+    e, groups, kept, k = sizes
+    g = torch.Generator().manual_seed(seed)
+    arguments = {
+        **ops.spec("grouped_topk").defaults, "logits": torch.randint(-2, 2, (9, e), generator=g).float(), "bias": None,
+        "n_group": groups, "topk_group": kept, "topk": k, "group_score": "max" if best else "top2_sum",
+    }  # fmt: skip
+    _, expected = ops.grouped_topk(**arguments)
+    for run in RUNTIMES.values():
+        found = run(op_model("grouped_topk", arguments), op_inputs("grouped_topk", arguments))
+        np.testing.assert_array_equal(found["ids"], expected.numpy())
 
 
 def test_sampling_draws_the_references_tokens() -> None:

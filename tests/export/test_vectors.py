@@ -229,6 +229,14 @@ def test_missing_outputs_and_empty_folders_are_said(vectors: Path, binary: Path,
         runner.run_vectors(vectors, tmp_path, "onnxruntim")
 
 
+def test_the_comparer_needs_numpy_and_onnx_only(tmp_path: Path) -> None:
+    """A copy of the file alone, in a process that never sees torch or dsv3."""
+    alone = shutil.copy(comparer.__file__, tmp_path / "compare.py")
+    text = "import sys; sys.path.insert(0, sys.argv[1]); import compare; sys.exit(bool({'torch', 'dsv3'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", text, str(Path(alone).parent)], check=False).returncode == 0
+    assert len(Path(alone).read_text().splitlines()) < 150
+
+
 def test_numbers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     x = torch.ones(1, 4)
     with pytest.raises(UsageError, match="2 outputs and 1 tolerances; the model has 1"):

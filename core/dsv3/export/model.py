@@ -139,6 +139,7 @@ def _description(c: ModelConfig, dtype: str) -> dict[str, Any]:
             "one sequence a call; positions go from past to past + T - 1",
             "a new sequence starts with caches whose past is 0; each call returns the caches for the next",
             "row i of logits predicts the token after ids[i]",
+            "memory of a call grows with attention heads x T x (past + T): feed long prompts in chunks",
         ],
         "max_position_embeddings": c.max_position_embeddings,
         "bos_token_id": c.bos_token_id,
