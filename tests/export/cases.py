@@ -263,6 +263,38 @@ def _fixed() -> list[Case]:
     return found
 
 
+def _empty() -> list[Case]:
+    """No keys, no pages, no sequences, no columns; slots that are all skipped; rows behind the last sequence."""
+    d = lambda: Data(F32)  # noqa: E731
+    none = torch.zeros(0, dtype=I32)
+    size = {"max_q": 3, "max_k": 0, "scale": 0.1}
+    query = lambda: {"q_c": d().n(2, 2, 144), "q_pe": d().n(2, 2, 8), "cache": d().cache(), **size}  # noqa: E731
+    dense = lambda q, k: {"q": d().n(q, 2, 20), "k": d().n(k, 2, 20), "v": d().n(k, 2, 12), **size}  # noqa: E731
+    return [
+        ("mla_decode", "no-pages", lambda: {
+            **query(), "block_table": torch.zeros(1, 0, dtype=I32), "seq_lens": index(0), "cu_q": index(0, 2),
+        }),
+        ("mla_decode", "no-sequences", lambda: {
+            **query(), "block_table": torch.zeros(0, 3, dtype=I32), "seq_lens": none, "cu_q": index(0),
+        }),
+        ("mla_prefill", "no-keys", lambda: {**dense(3, 0), "cu_q": index(0, 3), "cu_k": index(0, 0)}),
+        ("mla_prefill", "no-queries", lambda: {**dense(0, 4), "cu_q": index(0, 0), "cu_k": index(0, 4)}),
+        ("mla_prefill", "rows-behind", lambda: {**dense(5, 4), "cu_q": index(0, 3), "cu_k": index(0, 2)}),
+        ("kv_cache_gather", "nothing", lambda: {
+            "cache": d().cache(), "block_table": torch.zeros(2, 1, dtype=I32), "seq_lens": index(0, 0), "total": 0,
+        }),
+        ("kv_cache_write", "all-skipped", lambda: {
+            "ckv": d().n(2, 144), "kpe": d().n(2, 8), "slots": index(-1, -1), "cache": d().cache(),
+        }),
+        ("act_quant", "no-columns", lambda: {"x": d().n(3, 0)}),
+        ("quant_int8", "no-columns", lambda: {"x": d().n(3, 0)}),
+        ("gumbel_argmax", "all-minus-infinity", lambda: {
+            "logits": torch.full((2, 5), float("-inf")), "seeds": torch.zeros(2, dtype=torch.int64), "positions": index(0, 1),
+            "temperature": torch.tensor([0.0, 1.0]),
+        }),
+    ]  # fmt: skip
+
+
 CASES: list[Case] = [c for dtype in (F32, BF16, F64) for c in _floating(dtype)]
 CASES += [c for quant in QUANTS for dtype in (F32, BF16) for c in _quantised(dtype, quant)]
-CASES += _quantised(BF16, "fp8-w8a8", "ue8m0") + _fixed()
+CASES += _quantised(BF16, "fp8-w8a8", "ue8m0") + _fixed() + _empty()

@@ -120,5 +120,6 @@ def _outputs(op: str, arguments: Mapping[str, Any], inputs: Mapping[str, Sizes])
     for name, term in zip(tensors, known.line.outputs, strict=False):
         if not term.any_shape:
             sizes[name] = tuple(_size(d.text, s) for d, s in zip(term.dims, tensors[name].shape, strict=True))
-    sizes |= {f"{name}_out": size for name, size in inputs.items() if name.startswith(tuple(known.mutates) or ("\0",))}
+    for cache in known.mutates:
+        sizes |= {f"{name}_out": size for name, size in inputs.items() if name.startswith(f"{cache}_")}
     return [_typed(name, tensor, sizes.get(name)) for name, tensor in tensors.items()]

@@ -32,11 +32,11 @@ def act_quant(
     k = last(x) if width is None else width
     groups, largest = -(-k // group), FP8_MAX[dtype]
     padded = g.op("Pad", x.to("float32"), g.ints(0, 0, 0, groups * group - k))
-    work = g.reshape(padded, -1, groups, group)
+    work = g.reshape(padded, 0, groups, group)
     scale = _at_least(g, _largest_magnitude(g, work), amax_floor) / largest
     if scale_fmt == "ue8m0":
         scale = _power_of_two_at_least(g, scale)
-    codes = g.reshape(_clamped(g, work / _divisor(g, scale), largest), -1, groups * group)
+    codes = g.reshape(_clamped(g, work / _divisor(g, scale), largest), 0, groups * group)
     return g.slice(codes, 1, 0, k).to(dtype), g.squeeze(scale, -1)
 
 
