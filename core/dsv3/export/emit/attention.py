@@ -25,7 +25,7 @@ def attend(g: Graph, scores: Value, visible: Value, values: Value) -> tuple[Valu
 
 
 def _guarded(g: Graph, scores: Value, visible: Value, values: Value) -> tuple[Value, Value]:
-    """`attend` where values that a query must not see may be NaN or infinite: 0 times those is NaN. One that it sees is, too."""
+    """`attend` where values that a query must not see may be NaN or infinite: 0 times that is NaN. If it sees one, so is o."""
     difference = values - values
     bad = ~difference.equal(0.0)
     o, lse = attend(g, scores, visible, g.where(bad, 0.0, values))

@@ -29,7 +29,9 @@ def grouped_topk(
     if n_group > 1:
         choice = _kept_groups(g, choice, e, n_group, topk_group, group_score)
     _, ids = top(g, choice, topk)
-    weights = g.op("GatherElements", scores, ids, axis=1)
+    # GatherElements of onnx.reference fails for more than 32 experts.
+    first = g.unsqueeze(g.arange(g.size(ids, 0)), 1) * e
+    weights = g.gather(g.reshape(scores, -1), ids + first)
     if renormalize:
         weights = weights / (g.reduce("Sum", weights, 1) + 1e-20)
     return weights * scale, ids.to("int32")
