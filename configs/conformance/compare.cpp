@@ -165,7 +165,7 @@ static std::string mistake(const Tensor& y, const Tensor& e, const Tensor* mag, 
     error2 += (found - want) * (found - want);
     power += want * want;
   }
-  if (mag && power > 0 && error2 / power > cap) return "mean squared error over mean square " + std::to_string(error2 / power);
+  if (mag && !e.integer() && power > 0 && error2 / power > cap) return "mean squared error over mean square " + std::to_string(error2 / power);
   return "";
 }
 

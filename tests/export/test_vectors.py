@@ -218,6 +218,22 @@ def test_a_small_error_everywhere_breaks_the_cap(binary: Path, tmp_path: Path) -
         assert result.returncode == 1 and "mean squared error" in result.stdout
 
 
+def test_codes_may_have_a_tolerance_too(binary: Path, tmp_path: Path) -> None:
+    """Where a scale is no power of two, x / scale and x * (1 / scale) may round to neighbouring codes."""
+    arguments = {"x": torch.tensor([[127.0, 1.5, -3.0]]), "amax_floor": 1e-10}
+    q, scale = ops.quant_int8(**arguments)
+    limits = [torch.tensor([[0.0, 1.0, 0.0]]), torch.zeros(1, 1)]
+    place = write_vector(tmp_path / "v", "quant_int8", "near", arguments, [q, scale.double()], limits, {"nmse_cap": 2e-5})
+    out = tmp_path / "o" / "quant_int8" / "near"
+    out.mkdir(parents=True)
+    shutil.copy(place / "test_data_set_0" / "output_1.pb", out)
+    for step, code in (([0, 1, 0], 0), ([0, -1, 0], 0), ([0, 2, 0], 1), ([0, 0, 1], 1)):
+        array = (q.numpy() + np.array([step])).astype(np.int8)
+        (out / "output_0.pb").write_bytes(onnx.numpy_helper.from_array(array).SerializeToString())
+        for result in (_python(tmp_path / "v", tmp_path / "o"), _cpp(binary, tmp_path / "v", tmp_path / "o")):
+            assert result.returncode == code, (step, result.stdout)
+
+
 def test_missing_outputs_and_empty_folders_are_said(vectors: Path, binary: Path, tmp_path: Path) -> None:
     for result in (_python(vectors, tmp_path), _cpp(binary, vectors, tmp_path)):
         assert result.returncode == 1 and "is missing" in result.stdout and "0 of 32 passed" in result.stdout

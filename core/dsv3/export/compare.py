@@ -41,7 +41,7 @@ def mistake(name: str, found: Array, expected: Array, allowed: Array | None, cap
         return f"{name}: shape {list(found.shape)}; expected {list(expected.shape)}", np.inf
     if is_integer(found) != is_integer(expected):
         return f"{name}: type {found.dtype}; expected {expected.dtype}", np.inf
-    if is_integer(expected):
+    if is_integer(expected) and allowed is None:
         wrong, margin = found != expected, 0.0
     else:
         with np.errstate(all="ignore"):
@@ -56,7 +56,7 @@ def mistake(name: str, found: Array, expected: Array, allowed: Array | None, cap
         share = "0" if allowed is None else f"{float(allowed[at]):.3g}"
         where = [int(i) for i in at]
         return f"{name}{where}: found {found[at]}, expected {expected[at]}, allowed error {share}", margin
-    if allowed is not None and cap is not None:
+    if allowed is not None and cap is not None and not is_integer(expected):
         counted = np.isfinite(limit) & np.isfinite(y) & np.isfinite(e)
         power = float(np.sum(e[counted] ** 2))
         nmse = float(np.sum((y[counted] - e[counted]) ** 2)) / power if power else 0.0
