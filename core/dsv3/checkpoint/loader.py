@@ -31,15 +31,16 @@ def load_weights(
     prepare: Prepare,
     checked: bool = False,
     progress: bool | None = None,
+    what: str = "loading weights",
 ) -> None:
-    """Fill the tree of meta tensors.
+    """Fill the tree of meta tensors; values that are real already are filled in place.
 
     prepare(path, weight) is called once for every complete weight and returns what the tree shall hold. checked: the
-    contents were checked already.
+    contents were checked already. what: the progress bar's text.
     """
     slots = {path: (owner, name) for path, owner, name, _ in walk(weights)}
     pending = Counter(item.expected.into for item in plan.items)
-    with bytes_progress("loading weights", plan.nbytes, progress) as advance:
+    with bytes_progress(what, plan.nbytes, progress) as advance:
         for item in plan.items:
             array = reader.array(item.entry)
             scale = None if item.scale is None else reader.array(item.scale)

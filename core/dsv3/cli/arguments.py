@@ -15,6 +15,7 @@ COMMANDS = {
     "probe": ("probe", "list backends and devices, and what is wrong with those that cannot be used"),
     "explain": ("explain", "show which kernel runs an operator, and why not the others"),
     "plugin": ("plugin", "start a backend of your own, or check the installed ones"),
+    "export": ("export", "write a model in another format: ONNX graphs with their weights"),
     "doctor": ("doctor", "show versions, devices, plugins and settings"),
 }
 
@@ -39,6 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
     made["probe"].add_argument("--json", action="store_true", help="machine-readable output")
     _explain(made["explain"])
     _plugin(made["plugin"])
+    _export(made["export"])
     made["doctor"].add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 
@@ -97,3 +99,10 @@ def _plugin(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--json", action="store_true", help="machine-readable output")
     for action in (new, check):
         action.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)
+
+
+def _export(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="checkpoint folder; 'demo' is the bundled one")
+    parser.add_argument("dst", metavar="DST", help="folder to write; must not exist")
+    parser.add_argument("--format", choices=["onnx"], required=True, help="onnx: standard operators, prefill and decode")
+    parser.add_argument("--dtype", help="of activations and weights: float64, float32 or bfloat16 (default: float32)")

@@ -23,22 +23,27 @@ class Mlp:
         return self.down[bucket](x=self.act[bucket](x=self.up[bucket](x=x, w=self.w.w13)), w=self.w.w2)
 
 
+def routing(c: ModelConfig) -> dict[str, Any]:
+    """The router's scalar arguments; "greedy" knows no groups."""
+    grouped = c.topk_method != "greedy"
+    return {
+        "n_group": c.n_group if grouped else 1,
+        "topk_group": c.topk_group if grouped else 1,
+        "topk": c.num_experts_per_tok,
+        "score": c.scoring_func,
+        "group_score": c.group_score,
+        "renormalize": c.norm_topk_prob,
+        "scale": c.routed_scaling_factor,
+    }
+
+
 class Moe:
     """DeepSeekMoE. `expert_map` i32 [E]: global expert to this rank's, -1 elsewhere; None where all are here."""
 
     def __init__(self, c: ModelConfig, w: MoeWeights, sites: Any, where: str, expert_map: Tensor | None = None) -> None:
         self.w = w
         self.expert_map = expert_map
-        grouped = c.topk_method != "greedy"
-        self.routing = {
-            "n_group": c.n_group if grouped else 1,
-            "topk_group": c.topk_group if grouped else 1,
-            "topk": c.num_experts_per_tok,
-            "score": c.scoring_func,
-            "group_score": c.group_score,
-            "renormalize": c.norm_topk_prob,
-            "scale": c.routed_scaling_factor,
-        }
+        self.routing = routing(c)
         self.moe = sites("moe", where)
 
     def __call__(self, x: Tensor, bucket: int) -> Tensor:
