@@ -16,6 +16,7 @@ from dsv3.engine.text import Tokenizer
 from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.graph.config import ModelConfig
 from dsv3.plugin import CacheSpec, KvDType, Prepared, Quant
+from dsv3.settings import tuning_folder
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from dsv3.dispatch.bind import Binding, Layout
     from dsv3.dispatch.choose import Source
     from dsv3.dispatch.placement import Placement
+    from dsv3.dispatch.site import Sites
     from dsv3.engine.model import Model
     from dsv3.graph.transformer import Transformer
     from dsv3.graph.weights import ModelWeights
@@ -88,6 +90,31 @@ def place(
     asked = _Request(model, backend, device, dtype, quant, kv_dtype, pins, strict, True, emulate)
     asked.check(None)
     return _load(asked, True, None, False).placement()
+
+
+def calls(
+    model: str,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    dtype: str | None = None,
+    quant: Quant | None = None,
+    kv_dtype: KvDType | None = None,
+    emulate: bool | str = False,
+) -> tuple[Source, Sites]:
+    """The source that `load` with the same arguments would choose, and the calls the model makes, without reading weights: what
+    `dsv3 tune` measures. Raises as `load` does."""
+    from dsv3.dispatch.choose import choose
+
+    asked = _Request(model, backend, device, dtype, quant, kv_dtype, {}, False, True, emulate)
+    asked.check(None)
+    folder = model_folder(os.fspath(model), True)
+    config = preset_config(model) if folder is None else folder_config(folder)
+    plan = LoadPlan()
+    if folder is not None and has_weights(folder):
+        plan = plan_load(config, open_checkpoint(folder), folder, True)
+    source = choose(backend, device, asked.emulated)
+    return source, _traced(config, source, _formats(config, source, dtype, quant, kv_dtype, plan), asked).sites
 
 
 @dataclass(frozen=True)
@@ -187,32 +214,18 @@ def _build(
     config: ModelConfig, source: Source, formats: _Formats, asked: _Request, place: torch.device, name: str
 ) -> tuple[Model, ModelWeights, Binding, dict[int, str]]:
     """The model over meta weights, with every call site bound."""
-    import torch
-
     from dsv3.dispatch.bind import Binder
-    from dsv3.dispatch.choose import cache_spec
     from dsv3.dispatch.placement import Placement
     from dsv3.dispatch.select import Catalogue
-    from dsv3.dispatch.site import Sites
     from dsv3.engine.model import Model
-    from dsv3.graph.transformer import Transformer
-    from dsv3.graph.weights import meta_weights, walk
-    from dsv3.graph.yarn import cos_sin_table
+    from dsv3.graph.weights import walk
 
-    torch_dtype = getattr(torch, formats.dtype)
-    weights = meta_weights(config, torch_dtype, formats.quant, cos_sin_table(config, "meta"), asked.mtp, formats.mtp_quant)
-    paths = {id(value): path for path, _, _, value in walk(weights)}
-    sites = Sites()
-    graph = Transformer(config, weights, sites)
-    sample = sites("gumbel_argmax", "sampler")
-    chosen = Catalogue(source)
+    traced = _traced(config, source, formats, asked)
+    weights, spec, torch_dtype = traced.weights, traced.spec, traced.dtype
+    chosen = Catalogue(source, tuning_folder())
     reference = chosen if source.name == "reference" else Catalogue(_reference_on(source))
-    spec = cache_spec(source, formats.kv_dtype)
-    for run in (0, 1):
-        with sites.recording(run):
-            _trace(graph, config, torch_dtype, spec, run + 1, sample)
-    binding = Binder(chosen, reference, _pinned(asked, source, chosen, reference)).bind(sites)
-    notes = [*source.notes, *binding.notes]
+    binding = Binder(chosen, reference, _pinned(asked, source, chosen, reference)).bind(traced.sites)
+    notes = [*source.notes, *(chosen.tuned.notes if chosen.tuned is not None else []), *binding.notes]
     if spec.kv_dtype != formats.kv_dtype:
         text = f"backend {source.name!r} keeps its cache in {spec.kv_dtype}, not {formats.kv_dtype}"
         if asked.kv_dtype is not None:
@@ -225,8 +238,42 @@ def _build(
         raise BackendUnavailable(
             f"strict: backend {source.name!r} leaves {len(fallbacks)} operators to the reference: {listed}"
         )
-    model = Model(config, graph, sample, placement, spec, source, place, torch_dtype)
+    paths = {id(value): path for path, _, _, value in walk(weights)}
+    model = Model(config, traced.graph, traced.sample, placement, spec, source, place, torch_dtype)
     return model, weights, binding, paths
+
+
+@dataclass
+class _Traced:
+    """The graph over meta weights, and all calls it was seen to make."""
+
+    weights: ModelWeights
+    sites: Sites
+    graph: Transformer
+    sample: Any
+    spec: CacheSpec
+    dtype: torch.dtype
+
+
+def _traced(config: ModelConfig, source: Source, formats: _Formats, asked: _Request) -> _Traced:
+    import torch
+
+    from dsv3.dispatch.choose import cache_spec
+    from dsv3.dispatch.site import Sites
+    from dsv3.graph.transformer import Transformer
+    from dsv3.graph.weights import meta_weights
+    from dsv3.graph.yarn import cos_sin_table
+
+    dtype = getattr(torch, formats.dtype)
+    weights = meta_weights(config, dtype, formats.quant, cos_sin_table(config, "meta"), asked.mtp, formats.mtp_quant)
+    sites = Sites()
+    graph = Transformer(config, weights, sites)
+    sample = sites("gumbel_argmax", "sampler")
+    spec = cache_spec(source, formats.kv_dtype)
+    for run in (0, 1):
+        with sites.recording(run):
+            _trace(graph, config, dtype, spec, run + 1, sample)
+    return _Traced(weights, sites, graph, sample, spec, dtype)
 
 
 def _trace(graph: Transformer, c: ModelConfig, dtype: torch.dtype, spec: CacheSpec, tokens: int, sample: Any) -> None:

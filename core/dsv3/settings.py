@@ -52,6 +52,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("top_p", float, 1.0, "sample from the smallest set of tokens with this probability"),
         Setting("seed", int, None, "of the sampling noise (default: random)"),
         Setting("draft", str, None, "mtp: guess with the MTP module and verify; same text, fewer steps"),
+        Setting("tuning_dir", str, None, "folder of dsv3 tune's measurements (default: dsv3/tuning in $XDG_DATA_HOME)"),
         Setting("debug", _flag, False, "show tracebacks"),
     )
 }
@@ -73,6 +74,19 @@ def config_path() -> Path:
         return Path(named).expanduser() if named else Path(root).expanduser() / "dsv3" / "config.toml"
     except RuntimeError as error:  # ~ of a user who does not exist
         raise UsageError(f"the folder of settings {named or root!r}: {error}; set DSV3_CONFIG to a file") from error
+
+
+def tuning_folder() -> Path:
+    """Where `dsv3 tune` keeps its measurements: $DSV3_TUNING_DIR, else tuning_dir of the TOML file, else dsv3/tuning in the
+    user's data folder."""
+    named = os.environ.get(PREFIX + "TUNING_DIR")
+    if not named and "tuning_dir" in (table := _file()):
+        named = _typed(SETTINGS["tuning_dir"], table["tuning_dir"], config_path())
+    root = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    try:
+        return Path(named).expanduser() if named else Path(root).expanduser() / "dsv3" / "tuning"
+    except RuntimeError as error:  # ~ of a user who does not exist
+        raise UsageError(f"the folder of tuning data {named or root!r}: {error}; set DSV3_TUNING_DIR to a folder") from error
 
 
 def resolve(flags: Mapping[str, Any]) -> dict[str, Resolved]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from dsv3.dispatch.order import why_not, why_taken
 from dsv3.dispatch.registration import resolve
 from dsv3.dispatch.select import Bucket, Candidate, Catalogue, bucket_edges, buckets
 from dsv3.dispatch.site import Example, RecordingOps, Sites, examples, switch_key
@@ -148,7 +149,7 @@ class Binder:
         then bind the parts in the others, and not the other way round."""
 
         def in_parts(index: int) -> bool:
-            return all(c.reasons for c in self.chosen.candidates(node.op, node.calls, spans[index]))
+            return all(c.reasons or c.wrong for c in self.chosen.candidates(node.op, node.calls, spans[index]))
 
         decided = {i: self._decide(node, spans[i]) for i in sorted(range(len(spans)), key=in_parts)}
         return [decided[i] for i in range(len(spans))]
@@ -186,7 +187,9 @@ class Binder:
                 return self._take(found, node, "pinned", rejected)
         if found := self._first(self.chosen, node, span, rejected):
             native = self.chosen is not self.reference
-            return self._take(found, node, "best eligible kernel" if native else "reference backend", rejected)
+            others = self.chosen.candidates(node.op, node.calls, span) if found.cost is not None else []
+            why = why_taken(found, others) if native else "reference backend"
+            return self._take(found, node, why, rejected)
         if not self.chosen.kernels.get(node.op):
             rejected.append((self.chosen.source.name, f"offers no kernel for {node.op}"))
         if node.children:
@@ -214,8 +217,10 @@ class Binder:
             last_resort = catalogue is self.reference
             reasons = [*candidate.reasons, *([] if last_resort else self._layout_reasons(candidate, node))]
             reasons += [f"{op} inside it is pinned" for op in inside]
+            if candidate.wrong and only is None:
+                reasons.append(candidate.wrong)
             if taken is not None and not reasons:
-                reasons = [f"{taken.name} comes first (priority, needs, name)"]
+                reasons = [why_not(candidate, taken)]
             if reasons:
                 rejected.append((candidate.name, "; ".join(reasons)))
             elif taken is None:
@@ -278,7 +283,10 @@ class Binder:
         known = spec(decision.op)
         if decision.kernel is not None:
             function = resolve(decision.kernel.kernel, decision.kernel.source.name)
-            return functools.partial(function, **known.defaults) if known.defaults else function
+            fixed = dict(known.defaults)
+            if decision.kernel.config is not None:
+                fixed["config"] = decision.kernel.config
+            return functools.partial(function, **fixed) if fixed else function
         if decision.cases:
             table = {key: self._callable(inner) for key, inner in decision.cases.items()}
             return lambda **arguments: table[switch_key(known, arguments)](**arguments)
@@ -297,8 +305,11 @@ def _wants(candidate: Candidate, node: _Node) -> Iterator[tuple[str, int, Layout
 
 def _same(a: Decision, b: Decision) -> bool:
     """Whether two decisions bind the same kernels."""
-    names = [d.kernel.name if d.kernel else d.op for d in a.walk()]
-    return names == [d.kernel.name if d.kernel else d.op for d in b.walk()]
+
+    def names(top: Decision) -> list[tuple[str, Any]]:
+        return [(d.kernel.name, d.kernel.config) if d.kernel else (d.op, None) for d in top.walk()]
+
+    return names(a) == names(b)
 
 
 def _unmet_site(op: str, plans: list[list[Decision]]) -> bool:

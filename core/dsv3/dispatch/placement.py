@@ -118,6 +118,10 @@ class Placement:
 def _decision_json(d: Decision) -> dict[str, Any]:
     rejected = [{"kernel": kernel, "reason": reason} for kernel, reason in d.rejected]
     found: dict[str, Any] = {"chosen": _name(d), "why": d.why, "rejected": rejected}
+    if d.kernel and d.kernel.config is not None:
+        found["config"] = dict(d.kernel.config)
+    if d.kernel and d.kernel.cost is not None:
+        found["measured_us"] = d.kernel.cost.us
     if d.parts:
         found["parts"] = {op: _name(inner) for op, inner in d.parts.items()}
     return found
