@@ -1,0 +1,37 @@
+"""Moving arguments about: to the CPU, copies of what is mutated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from dsv3.plugin import LatentCache, Prepared
+
+
+def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The value with every tensor in it changed: tensors, weights, caches, and mappings, tuples and lists of those."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, Prepared):
+        return replace(value, tensors={k: change(t) for k, t in value.tensors.items()})
+    if isinstance(value, LatentCache):
+        return LatentCache(change(value.ckv), change(value.kpe), None if value.scale is None else change(value.scale))
+    if isinstance(value, Mapping):
+        return {k: map_tensors(v, change) for k, v in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map_tensors(v, change) for v in value)
+    return value
+
+
+def clone_cache(cache: LatentCache) -> LatentCache:
+    """A copy that may be written to."""
+    copied: LatentCache = map_tensors(cache, lambda t: t.clone())
+    return copied
+
+
+def to_cpu(value: Any) -> Any:
+    """Everything on the CPU."""
+    return map_tensors(value, lambda t: t.detach().to("cpu"))
