@@ -76,10 +76,10 @@ def config_path() -> Path:
         raise UsageError(f"the folder of settings {named or root!r}: {error}; set DSV3_CONFIG to a file") from error
 
 
-def tuning_folder() -> Path:
-    """Where `dsv3 tune` keeps its measurements: $DSV3_TUNING_DIR, else tuning_dir of the TOML file, else dsv3/tuning in the
-    user's data folder."""
-    named = os.environ.get(PREFIX + "TUNING_DIR")
+def tuning_folder(flag: str | None = None) -> Path:
+    """Where `dsv3 tune` keeps its measurements: the flag, else $DSV3_TUNING_DIR, else tuning_dir of the TOML file, else
+    dsv3/tuning in the user's data folder."""
+    named = flag or os.environ.get(PREFIX + "TUNING_DIR")
     if not named and "tuning_dir" in (table := _file()):
         named = _typed(SETTINGS["tuning_dir"], table["tuning_dir"], config_path())
     root = os.environ.get("XDG_DATA_HOME") or "~/.local/share"

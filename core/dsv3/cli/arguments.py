@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import NoReturn
 
 from dsv3 import __version__
@@ -14,6 +15,7 @@ COMMANDS = {
     "run": ("run", "generate text from a prompt"),
     "probe": ("probe", "list backends and devices, and what is wrong with those that cannot be used"),
     "explain": ("explain", "show which kernel runs an operator, and why not the others"),
+    "tune": ("tune", "measure a model's kernels on this machine, and use the fastest right ones from then on"),
     "doctor": ("doctor", "show versions, devices, plugins and settings"),
 }
 
@@ -37,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     _run(made["run"])
     made["probe"].add_argument("--json", action="store_true", help="machine-readable output")
     _explain(made["explain"])
+    _tune(made["tune"])
     made["doctor"].add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 
@@ -52,7 +55,7 @@ def _setting(parser: argparse.ArgumentParser, *names: str) -> None:
             parser.add_argument(flag, type=setting.convert, help=setting.help + default, metavar=name.upper())
 
 
-def _placement(parser: argparse.ArgumentParser) -> None:
+def _formats(parser: argparse.ArgumentParser) -> None:
     _setting(parser, "model", "backend", "device", "dtype", "quant", "kv_dtype")
     parser.add_argument(
         "--emulate",
@@ -61,6 +64,10 @@ def _placement(parser: argparse.ArgumentParser) -> None:
         metavar="ARCH",
         help="run the backend's kernels without its device, as on ARCH (after the prompt, or as --emulate=ARCH)",
     )
+
+
+def _placement(parser: argparse.ArgumentParser) -> None:
+    _formats(parser)
     parser.add_argument(
         "--kernel", action="append", default=[], metavar="OP=BACKEND.KERNEL", help="pin an operator to a kernel; repeatable"
     )
@@ -83,3 +90,20 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     _placement(parser)
     parser.add_argument("--tokens", type=int, metavar="N", help="only for steps of N tokens")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _tune(parser: argparse.ArgumentParser) -> None:
+    _formats(parser)
+    parser.add_argument("--budget", type=_seconds, default=120.0, metavar="SECONDS", help="time to spend (default: 120)")
+    parser.add_argument("--ops", metavar="A,B", help="only these operators")
+    parser.add_argument("--list", action="store_true", help="show what was measured, and what of it no longer counts")
+    parser.add_argument("--clear", action="store_true", help="forget what was measured for this backend and device")
+    _setting(parser, "tuning_dir")
+
+
+def _seconds(text: str) -> float:
+    """ "120" or "120s"."""
+    seconds = float(text.removesuffix("s"))
+    if not math.isfinite(seconds):
+        raise ValueError("not finite")
+    return seconds

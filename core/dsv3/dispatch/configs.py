@@ -1,4 +1,4 @@
-"""Meta-parameters of kernels: the tables that `Kernel.configs` names. Their format is described in configs/kernels/README.md."""
+"""Meta-parameters of kernels: the tables that `Kernel.configs` names. configs/kernels/README.md describes their format."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dsv3.dispatch.bind import Binding, Decision
-from dsv3.dispatch.select import UNBOUNDED, Bucket
+from dsv3.dispatch.select import Bucket, span_text
 from dsv3.ops import spec
 from dsv3.plugin import Device
 
@@ -76,7 +76,7 @@ class Placement:
     def __str__(self) -> str:
         rows = [("operator", "kernel", "tokens", "sites", "why")]
         for op in self.operators():
-            counted = Counter((_chosen(d), _span(span), _because(d)) for _, span, d in self.decisions(op))
+            counted = Counter((_chosen(d), span_text(span), _because(d)) for _, span, d in self.decisions(op))
             rows += [(op, name, span, str(n), why) for (name, span, why), n in counted.items()]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
@@ -107,7 +107,7 @@ class Placement:
         choices: dict[tuple[Any, ...], dict[str, Any]] = {}
         for where, span, d in self.decisions(op, tokens):
             key = (_chosen(d), span, d.why, d.rejected)
-            fresh = {**_decision_json(d), "tokens": list(span), "span": _span(span), "sites": []}
+            fresh = {**_decision_json(d), "tokens": list(span), "span": span_text(span), "sites": []}
             choices.setdefault(key, fresh)["sites"].append(where)
         return list(choices.values())
 
@@ -146,10 +146,3 @@ def _because(d: Decision) -> str:
         return d.why
     kernel, reason = d.rejected[0]
     return f"{d.why} ({kernel}{' ' if reason.startswith('offers') else ': '}{reason})"
-
-
-def _span(bucket: Bucket) -> str:
-    low, high = bucket
-    if high >= UNBOUNDED:
-        return "any" if low == 1 else f">={low}"
-    return str(low) if low == high else f"{low}-{high}"

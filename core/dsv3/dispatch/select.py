@@ -203,3 +203,11 @@ def buckets(edges: list[int]) -> list[Bucket]:
     """[4, 64] -> [(1, 4), (5, 64), (65, UNBOUNDED)]."""
     starts = [1, *(e + 1 for e in edges)]
     return list(zip(starts, [*edges, UNBOUNDED], strict=True))
+
+
+def span_text(bucket: Bucket) -> str:
+    """ "1", "3-4", ">=1025", "any"."""
+    low, high = bucket
+    if high >= UNBOUNDED:
+        return "any" if low == 1 else f">={low}"
+    return str(low) if low == high else f"{low}-{high}"
