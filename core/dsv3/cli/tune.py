@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dsv3.dispatch.tuning import Database
 
 _NAMES = ("backend", "device", "dtype", "quant", "kv_dtype")
-_SHOWN = 200  # rows of the table
+_SHOWN, _REASONS = 200, 10  # lines of the table, of reasons below it
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -80,8 +80,8 @@ def _text(report: TuneReport) -> str:
         lines.append(table([header, *map(_cells, report.rows[:_SHOWN])]))
         if len(report.rows) > _SHOWN:
             lines.append(f".. and {len(report.rows) - _SHOWN} more; `dsv3 tune --list` shows all")
-    lines += [f"not measured: {reason}" for reason in report.skipped]
-    lines += [f"WRONG: {r.name} for {task.op}: {r.wrong}" for task, r in report.wrong]
+    lines += _skipped(report)
+    lines += _wrong(report)
     earlier = sum(row.earlier for row in report.rows)
     done = f"{len(report.rows)} of {report.total} calls and token counts measured"
     done += f", {earlier} of them before (dsv3 tune --clear forgets them)" if earlier else ""
@@ -89,6 +89,30 @@ def _text(report: TuneReport) -> str:
     lines.append(f"{done}; {report.stopped}: run it again to go on" if report.stopped else done)
     lines.append(f"measurements: {report.path}")
     return "\n".join(lines)
+
+
+def _skipped(report: TuneReport) -> list[str]:
+    """The calls that were left out, with the first reason of each."""
+    from dsv3.dispatch.tune import label
+
+    reasons: dict[str, list[str]] = {}
+    for task, reason in report.skipped:
+        call, _, tokens = label(task).rpartition(", ")
+        reasons.setdefault(call, []).append(f"{tokens}: {reason}")
+    found = [f"not measured: {call}, at {len(all_)} token counts, {all_[0]}" for call, all_ in reasons.items()]
+    more = [f".. and {len(found) - _REASONS} more calls"] if len(found) > _REASONS else []
+    return found[:_REASONS] + more
+
+
+def _wrong(report: TuneReport) -> list[str]:
+    """The wrong candidates, with the first fault of each for a call."""
+    from dsv3.dispatch.tune import label
+
+    faults: dict[str, list[str]] = {}
+    for task, result in report.wrong:
+        call = label(task).rpartition(", ")[0]
+        faults.setdefault(f"WRONG, and not used: {result.name} for {call}", []).append(result.wrong)
+    return [f"{which}, at {len(found)} token counts: {found[0]}" for which, found in faults.items()]
 
 
 def _cells(row: Row) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dsv3.dispatch.configs import text_of
 from dsv3.dispatch.site import Example
-from dsv3.dispatch.tuned import representative
+from dsv3.dispatch.tuned import fastest, representative
 
 if TYPE_CHECKING:
     from dsv3.dispatch.select import Candidate, Catalogue
@@ -18,7 +18,8 @@ def by_cost(
     catalogue: Catalogue, found: Sequence[Candidate], calls: Sequence[Example], bucket: tuple[int, int]
 ) -> list[Candidate]:
     """The candidates, each with its best measured configuration and cost, and the reason against one that was found wrong.
-    Cheapest first if every eligible one that is not wrong was measured for these calls, else in the order they come in."""
+    Cheapest first (see `fastest`) if every eligible one that is not wrong was measured for these calls, else in the order they
+    come in."""
     tuned = catalogue.tuned
     assert tuned is not None
     at = representative(bucket)
@@ -29,14 +30,16 @@ def by_cost(
             continue
         cost = None
         if at is not None:
-            cost = tuned.cost(calls, at, candidate.name, catalogue.configs(candidate.kernel))
+            others = [c for c in catalogue.configs(candidate.kernel) if c != candidate.config]
+            cost = tuned.cost(calls, at, candidate.name, [candidate.config, *others])
         config = candidate.config if cost is None else cost.config
         wrong = "" if cost is not None else tuned.wrong(calls, at, candidate.name, config)
         known.append(replace(candidate, config=config, cost=cost, wrong=wrong))
     able = [c for c in known if not c.reasons and not c.wrong]
     if not able or any(c.cost is None for c in able):
         return known
-    ranked = [replace(c, ranked=True) for c in sorted(able, key=_us)]
+    first = able.pop(fastest([_us(c) for c in able]))
+    ranked = [replace(c, ranked=True) for c in (first, *sorted(able, key=_us))]
     return [*ranked, *(c for c in known if c.reasons or c.wrong)]
 
 
@@ -46,7 +49,7 @@ def _us(candidate: Candidate) -> float:
 
 
 def why_taken(taken: Candidate, others: Sequence[Candidate]) -> str:
-    """ "measured: 12.3 us, next best 15.0 us (tuned 2026-01-02)"; "best eligible kernel" where nothing was measured."""
+    """ "measured: 12.3 us, next best 15.0 us (tuned 2026-01-02 at 64 tokens)"; "best eligible kernel" where nothing was."""
     config = f"; config {text_of(taken.config)}" if taken.config else ""
     if taken.cost is None:
         return f"best eligible kernel{config}"
@@ -54,7 +57,8 @@ def why_taken(taken: Candidate, others: Sequence[Candidate]) -> str:
     best = f", next best {min(known):.1f} us" if known else ""
     missing = [c.kernel.name for c in others if c.cost is None and not c.reasons and not c.wrong]
     order = "" if taken.ranked else f"; order by priority, not measured: {', '.join(missing)}"
-    return f"measured: {taken.cost.us:.1f} us{best} (tuned {taken.cost.day}){order}{config}"
+    when = f"tuned {taken.cost.day} at {taken.cost.tokens} tokens"
+    return f"measured: {taken.cost.us:.1f} us{best} ({when}){order}{config}"
 
 
 def why_not(candidate: Candidate, taken: Candidate) -> str:

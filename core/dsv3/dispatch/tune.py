@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +21,7 @@ from dsv3.dispatch.site import Sites
 from dsv3.dispatch.tune_inputs import Inputs
 from dsv3.dispatch.tune_measure import Bench, Measurement
 from dsv3.dispatch.tune_plan import Task, plan
+from dsv3.dispatch.tuned import fastest
 from dsv3.dispatch.tuning import Database, Record
 from dsv3.errors import BackendUnavailable
 
@@ -51,9 +52,9 @@ class Row:
 
     @property
     def winner(self) -> Result | None:
-        """The fastest right one."""
+        """The fastest right one; the first of those that are equally fast."""
         right = [r for r in self.results if r.median_us is not None]
-        return min(right, key=lambda r: r.median_us or 0.0) if right else None
+        return right[fastest([r.median_us or 0.0 for r in right])] if right else None
 
     @property
     def speed_up(self) -> float | None:
@@ -71,7 +72,7 @@ class TuneReport:
     total: int = 0
     single: int = 0
     rows: list[Row] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
+    skipped: list[tuple[Task, str]] = field(default_factory=list)
     stopped: str = ""
 
     @property
@@ -132,7 +133,8 @@ class _Run:
         self.source = catalogue.source
         self.place = torch_device(self.source)
         self.conditions = Conditions(self.source)
-        self._took: dict[Any, tuple[int, float]] = {}
+        self._warned: set[Any] = set()
+        self._took: dict[Any, list[tuple[int, float]]] = {}
 
     @property
     def left(self) -> float:
@@ -149,11 +151,11 @@ class _Run:
             self.report.stopped = "the budget is spent"
             return False
         if reason := self._too_much(task):
-            self.report.skipped.append(f"{label(task)}: {reason}")
+            self.report.skipped.append((task, reason))
             return True
         start = time.monotonic()
         self._measure(task, known, done)
-        self._took[task.op, task.example.key] = (task.tokens, time.monotonic() - start)
+        self._took.setdefault((task.op, task.example.key), []).append((task.tokens, time.monotonic() - start))
         return not self.report.stopped
 
     def _measure(self, task: Task, known: list[Result | None], done: int) -> None:
@@ -179,7 +181,9 @@ class _Run:
         found = bench.measure(candidate)
         self.database.add([self._record(task, candidate, found)])
         if found.wrong:
-            self.warn(f"{named(candidate)} is wrong and will not be used for {label(task)}: {found.wrong}")
+            if (task.op, task.example.key, named(candidate)) not in self._warned:  # once for all its token counts
+                self.warn(f"{named(candidate)} is wrong and will not be used for {label(task)}: {found.wrong}")
+            self._warned.add((task.op, task.example.key, named(candidate)))
             self._check_device(candidate)
         return Result(candidate, found.timing.median_us if found.timing else None, found.wrong)
 
@@ -222,8 +226,7 @@ class _Run:
         need, memory = Inputs(task.example, task.tokens).nbytes(), _physical_memory()
         if memory and need * _MEMORY_PART > memory:
             return f"its inputs of {need / 1e9:.1f} GB, and float64 copies to verify with, do not fit in memory"
-        tokens, seconds = self._took.get((task.op, task.example.key), (task.tokens, 0.0))
-        likely = seconds * task.tokens / tokens
+        likely = _extrapolated(self._took.get((task.op, task.example.key), []), task.tokens)
         if likely > self.left:
             return f"would take about {likely:.0f} s, more than is left of the budget"
         return ""
@@ -236,19 +239,38 @@ def named(candidate: Candidate) -> str:
 
 
 def label(task: Task) -> str:
-    """ "quant_linear K=256 N=64, 3-4 tokens"."""
-    sizes = " ".join(f"{name}={size}" for name, size in task.example.base.items() if not task.example.slope[name])
-    return f"{task.op} {sizes}, {span_text(task.span)} tokens"
+    """ "quant_linear K=256 N=64, 3-4 tokens"; "quant_linear T=4*T K=..": four rows per token."""
+    return f"{task.op} {_sizes(describe(task.example)['dims'])}, {span_text(task.span)} tokens"
+
+
+def _sizes(dims: Mapping[str, int | str]) -> str:
+    return " ".join(f"{name}={size}" for name, size in dims.items() if size != "T")
 
 
 def record_cells(record: Record) -> tuple[str, ...]:
     """Operator with sizes, tokens, kernel with configuration, time, date: a line of `dsv3 tune --list`."""
     key = record.key
-    sizes = " ".join(f"{name}={size}" for name, size in key["dims"].items() if isinstance(size, int))
     config = f" ({text_of(key['config'])})" if key["config"] else ""
     cost = f"WRONG: {record.wrong}" if record.wrong else f"{record.median_us:.1f} us"
     tokens = span_text((key["tokens"][0], key["tokens"][1]))
-    return f"{key['op']} {sizes}", tokens, f"{key['kernel']}{config}", cost, str(record.value.get("when", ""))[:10]
+    return (
+        f"{key['op']} {_sizes(key['dims'])}",
+        tokens,
+        f"{key['kernel']}{config}",
+        cost,
+        str(record.value.get("when", ""))[:10],
+    )
+
+
+def _extrapolated(took: list[tuple[int, float]], tokens: int) -> float:
+    """Seconds for so many tokens, on the line through the last two measurements of the same call."""
+    if not took:
+        return 0.0
+    last, seconds = took[-1]
+    if len(took) == 1:
+        return seconds
+    before, less = took[-2]
+    return seconds + max(seconds - less, 0.0) / max(last - before, 1) * (tokens - last)
 
 
 def _physical_memory() -> int:

@@ -24,7 +24,7 @@ from dsv3.plugin import LatentCache, Prepared
 CALL_LIMIT_S = 120.0
 SECONDS = 0.1
 _SAMPLE_S = 5e-4
-_SAMPLES = (5, 50)
+_SAMPLES = (3, 50)
 
 
 @dataclass(frozen=True)
@@ -130,10 +130,9 @@ def _differs(before: Any, after: Any) -> bool:
 
 
 def time_call(call: Callable[[], Any], synchronize: Callable[[], None], seconds: float) -> Timing:
-    """Median over samples of at least half a millisecond each, after a warm-up; at least 5 samples, however long they take."""
+    """Median over samples of at least half a millisecond each, for about `seconds`; at least 3 samples, however long they
+    take. The call must have been made before."""
     with torch.inference_mode():
-        call()
-        synchronize()
         start = time.perf_counter()
         call()
         synchronize()

@@ -9,7 +9,7 @@ wrong for a call is not used for it.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,15 +23,18 @@ from dsv3.plugin import Kernel
 
 # Steps of more tokens are not measured: they are taken to be like this one.
 MOST_TOKENS = 2048
+# Times that differ by less are taken to be equal.
+NOISE = 1.03
 Span = tuple[int, int]
 
 
 class Cost(NamedTuple):
-    """Time of a call in microseconds, with which configuration, and the day it was measured."""
+    """Time of a call in microseconds, with which configuration, the day it was measured, and at how many tokens."""
 
     us: float
     config: Config | None
     day: str
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,13 @@ class Stale:
 def representative(span: Span) -> int | None:
     """The number of tokens that stands for a bucket: its last, or the most that is measured; None beyond that."""
     return None if span[0] > MOST_TOKENS else min(span[1], MOST_TOKENS)
+
+
+def fastest(times: Sequence[float]) -> int:
+    """The index of the least time; of those within the noise of measuring the first, which is the default order's choice, so
+    that a model does not change kernels from bucket to bucket for nothing."""
+    limit = min(times) * NOISE
+    return next(i for i, t in enumerate(times) if t <= limit)
 
 
 class Tuned:
@@ -120,18 +130,16 @@ class Tuned:
         return ""
 
     def cost(self, examples: Iterable[Example], tokens: int, kernel: str, configs: Iterable[Config | None]) -> Cost | None:
-        """The least cost of the kernel over its configurations, for all the calls together; None if one is not measured."""
+        """The least cost of the kernel over its configurations, the default first, for all the calls together; None if none
+        is measured for all of them."""
         distinct = list({self._call(e): e for e in examples}.values())
-        best: Cost | None = None
+        costs: list[Cost] = []
         for config in configs:
             found = [self.record(e, tokens, kernel, config) for e in distinct]
             right = [r for r in found if r is not None and not r.wrong]
-            if len(right) < len(distinct) or not right:
-                continue
-            total = sum(r.median_us for r in right)
-            if best is None or total < best.us:
-                best = Cost(total, config, max(map(_day, right)))
-        return best
+            if right and len(right) == len(distinct):
+                costs.append(Cost(sum(r.median_us for r in right), config, max(map(_day, right)), tokens))
+        return costs[fastest([c.us for c in costs])] if costs else None
 
     def edges(self, example: Example, winner: Callable[[int], Any]) -> set[int]:
         """Token counts after which another candidate is the best: `winner` of a number of tokens, compared between spans."""
