@@ -16,8 +16,6 @@ from dsv3.dispatch.guard import CALL_LIMIT_S, guarded
 from dsv3.dispatch.site import Example
 from dsv3.plugin import Kernel
 
-# Fields of a measurement's key that say what was measured; the others (`conditions`) say under which circumstances.
-IDENTITY = ("op", "dims", "dtypes", "quant", "tokens", "family", "arch", "emulated", "kernel", "config")
 _UNITS = ("compute_units", "multi_processor_count", "cores")
 _TRITON = ("triton", "pytorch-triton-rocm", "pytorch-triton", "triton-ascend")
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsv3.dispatch.fingerprint import IDENTITY
 from dsv3.errors import UsageError
 
 FORMAT = 1
+# Fields of a measurement's key that say what was measured; the others say under which circumstances.
+IDENTITY = ("op", "dims", "dtypes", "quant", "tokens", "family", "arch", "emulated", "kernel", "config")
 _KEY = {
     "op": str, "dims": dict, "dtypes": dict, "quant": str, "tokens": list, "family": str, "arch": str, "emulated": bool,
     "kernel": str, "config": (dict, type(None)), "memory": int, "versions": dict, "layouts": dict,
