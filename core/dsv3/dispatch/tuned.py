@@ -80,8 +80,9 @@ class Tuned:
             else:
                 self.fresh.append(record)
                 self._insert(record)
+        latest = {s.record.identity: s for s in self.stale}
         measured_again = {record.identity for record in self.fresh}
-        self.stale = [s for s in self.stale if s.record.identity not in measured_again]
+        self.stale = [s for identity, s in latest.items() if identity not in measured_again]
 
     def _insert(self, record: Record) -> None:
         key = record.key
