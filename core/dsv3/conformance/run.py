@@ -7,14 +7,14 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from dsv3.conformance.case import Case, Setting
 from dsv3.conformance.cases import cases_of
 from dsv3.conformance.exam import Exam
-from dsv3.conformance.roundtrip import round_trips
 from dsv3.conformance.result import LEVELS, SIZES, CaseResult, Level, Report, Size
+from dsv3.conformance.roundtrip import round_trips
 from dsv3.conformance.suite import header, suite_name
 from dsv3.conformance.target import Target, source_of
 from dsv3.errors import UsageError, nearest
@@ -40,7 +40,6 @@ class Plan:
     size: Size = "full"
     emulate: bool | str = False
     watch: Watcher | None = None
-    extra: list[str] = field(default_factory=list)
 
     def check(self) -> None:
         """UsageError for what is no word of the suite."""
@@ -85,6 +84,7 @@ def run(
     waivers: str | None = None,
     report: str | None = None,
     watch: Watcher | None = None,
+    fail_fast: bool = False,
 ) -> Report:
     """Run the conformance suite against a backend.
 
@@ -92,6 +92,7 @@ def run(
     operators, L2 model, L3 serving; lower ones run too unless `ops` names operators. cases: a glob over case ids. size: "quick"
     (for CI), "small" (what an interpreter can do), "full" (what a certificate needs). emulate: True or an architecture. waivers:
     a file of `case-id  reason  url` lines. report: a folder that the reports are written to. watch: told of progress.
+    fail_fast: end at the first case that fails.
 
     Raises UsageError for unknown words, BackendUnavailable if the backend cannot be had.
     """
@@ -108,7 +109,12 @@ def run(
             results += [r for r in run_loads(backend, arch) if plan.wants(r.id)]
         else:
             target = target or Target(source_of(backend, emulate))
-            results += list(_level(one, plan, target))
+            for result in _level(one, plan, target):
+                results.append(result)
+                if fail_fast and result.status == "failed":
+                    break
+        if fail_fast and any(r.status == "failed" for r in results):
+            break
     found = Report(results, suite_name(size))
     info = header(plan, target, results, time.perf_counter() - started)
     found = replace(found, info=info)

@@ -6,8 +6,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from dsv3.dispatch.choose import Source, cache_spec, named, probe_backend, torch_device
 from dsv3.dispatch.registration import resolve
 from dsv3.dispatch.select import Catalogue
