@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import dsv3
+import dsv3.conformance
 from dsv3.cli import main
 from dsv3.dispatch.choose import choose
 from dsv3.dispatch.select import Catalogue
@@ -417,3 +418,11 @@ def test_source_and_calls_are_those_of_load(install: Install) -> None:
     install()
     source, sites = calls("demo", **OPTIONS)
     assert source.name == choose("acme", None, None).name and any(site.op == "rms_norm" for site in sites.all)
+
+
+def test_conformance_runs_a_kernel_with_the_configuration_of_each_call(install: Install, tmp_path: Path) -> None:
+    table(tmp_path, {"when": {"T": [1, 1]}, "config": {"BLOCK": 1, "SLEEP": 0}}, {"config": {"BLOCK": 2, "SLEEP": 0}})
+    kernels = install(CONFIGURED)
+    report = dsv3.conformance.run("acme", ops=["rms_norm"], size="quick")
+    mine = [case for case in report.cases if case.kernel == "acme.tiled" and case.status != "absent"]
+    assert mine and not report.failed and set(kernels.calls) == {1, 2}

@@ -58,6 +58,10 @@ class ConfigTable:
                 found.append(entry.config)
         return found
 
+    def first(self, arch: str, dims: Mapping[str, int]) -> Config | None:
+        """The default for one call of these sizes."""
+        return next((e.config for e in self.entries if e.for_arch(arch) and e.covers(dims)), None)
+
     def default(self, arch: str, calls: Iterable[Example], tokens: tuple[int, int]) -> Config | None:
         """The first entry that covers all the calls at both ends of the bucket, else the first that covers the one with the
         most rows; None where the table has nothing for the architecture and these dimensions."""
