@@ -60,12 +60,19 @@ class Catalogue:
         self.kernels: Mapping[str, list[Kernel]] = {op: rank(found) for op, found in by_op.items()}
         self.tuned: Tuned | None = None if tuning is None else read_tuned(source, kernels, tuning)
         self._accepts: dict[str, Callable[[Call], str | None]] = {}
+        self._candidates: dict[Hashable, tuple[Candidate, ...]] = {}
         self._refusals: dict[Hashable, tuple[str, ...]] = {}
 
     def candidates(self, op: str, calls: Iterable[Example], bucket: Bucket) -> list[Candidate]:
         """Every kernel for the operator, with all the reasons against it over all the calls at both ends of the bucket; in the
         order of measured cost where that is known, else of `rank`."""
         calls = list(calls)
+        key = (op, bucket, *(call.key for call in calls))
+        if key not in self._candidates:
+            self._candidates[key] = tuple(self._judged(op, calls, bucket))
+        return list(self._candidates[key])
+
+    def _judged(self, op: str, calls: list[Example], bucket: Bucket) -> list[Candidate]:
         found = []
         for position, kernel in enumerate(self.kernels.get(op, ())):
             reasons: dict[str, None] = {}
