@@ -16,12 +16,13 @@ from dsv3.engine.text import Tokenizer
 from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.graph.config import ModelConfig
 from dsv3.plugin import CacheSpec, KvDType, Prepared, Quant
+from dsv3.settings import variable
 
 if TYPE_CHECKING:
     import torch
 
-    from dsv3.dispatch.bind import Binding, Layout
     from dsv3.dispatch.choose import Source
+    from dsv3.dispatch.decision import Binding, Layout
     from dsv3.dispatch.placement import Placement
     from dsv3.engine.model import Model
     from dsv3.graph.transformer import Transformer
@@ -54,6 +55,7 @@ def load(
     emulate: bool | str = False,
     threads: int | None = None,
     progress: bool | None = None,
+    check: bool | None = None,
 ) -> Model:
     """Load a checkpoint and bind its operators to kernels.
 
@@ -64,10 +66,12 @@ def load(
     device has FP8 units, else fp8-w8a16. kv_dtype: of the latent cache (default: dtype). pins: operator ->
     "backend.kernel". strict: a fallback to the reference is an error. mtp: load the MTP modules. emulate: True or an
     architecture's name. threads: torch's CPU threads. progress: None shows it on a terminal.
+    check: compare every call with its reference, see `Model.check_report`; None asks the variable DSV3_CHECK.
 
     Raises UsageError, BackendUnavailable, CheckpointError, UnsupportedModel.
     """
-    asked = _Request(model, backend, device, dtype, quant, kv_dtype, pins, strict, mtp, emulate)
+    checked = variable("check") if check is None else check
+    asked = _Request(model, backend, device, dtype, quant, kv_dtype, pins, strict, mtp, emulate, bool(checked))
     asked.check(threads)
     return _load(replace(asked, device=None if device == "meta" else device), device == "meta", threads, progress)
 
@@ -104,6 +108,7 @@ class _Request:
     strict: bool
     mtp: bool
     emulate: bool | str
+    compare: bool = False
 
     @property
     def emulated(self) -> str | None:
@@ -211,8 +216,10 @@ def _build(
     for run in (0, 1):
         with sites.recording(run):
             _trace(graph, config, torch_dtype, spec, run + 1, sample)
-    binding = Binder(chosen, reference, _pinned(asked, source, chosen, reference)).bind(sites)
-    notes = [*source.notes, *binding.notes]
+    pinned = _pinned(asked, source, chosen, reference)
+    binding = Binder(chosen, reference, pinned, asked.strict, asked.compare).bind(sites)
+    notes = binding.notes  # shared: what happens while running is added to it
+    notes[:0] = source.notes
     if spec.kv_dtype != formats.kv_dtype:
         text = f"backend {source.name!r} keeps its cache in {spec.kv_dtype}, not {formats.kv_dtype}"
         if asked.kv_dtype is not None:

@@ -52,6 +52,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("top_p", float, 1.0, "sample from the smallest set of tokens with this probability"),
         Setting("seed", int, None, "of the sampling noise (default: random)"),
         Setting("draft", str, None, "mtp: guess with the MTP module and verify; same text, fewer steps"),
+        Setting("check", _flag, False, "compare every call with its reference; print the first divergence (slow)"),
         Setting("debug", _flag, False, "show tracebacks"),
     )
 }
@@ -91,6 +92,14 @@ def resolve(flags: Mapping[str, Any]) -> dict[str, Resolved]:
         else:
             found[name] = Resolved(setting.default, "default")
     return found
+
+
+def variable(name: str) -> Any:
+    """A setting as its variable alone has it, else its default: for the library, which reads no file. UsageError for a bad
+    value."""
+    setting, key = SETTINGS[name], PREFIX + name.upper()
+    text = os.environ.get(key)
+    return _converted(setting, text, key) if text else setting.default
 
 
 def _variables() -> dict[str, str]:

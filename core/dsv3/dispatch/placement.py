@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dsv3.dispatch.bind import Binding, Decision
+from dsv3.dispatch.decision import Binding, Decision
 from dsv3.dispatch.select import UNBOUNDED, Bucket
 from dsv3.ops import spec
 from dsv3.plugin import Device
@@ -84,7 +84,7 @@ class Placement:
 
     def to_json(self) -> dict[str, Any]:
         """{"backend", "device", "ops": {op: {"chosen", "why", "rejected": [{"kernel", "reason"}], "choices"}}}. chosen is
-        "backend.kernel", or "composite.part+part"."""
+        "backend.kernel", or "composite.part+part". "quarantined": kernels that failed at their first call."""
         return {
             "backend": self.backend,
             "device": asdict(self.device),
@@ -94,6 +94,7 @@ class Placement:
             "kv_dtype": self.kv_dtype,
             "summary": self.summary,
             "notes": self.notes,
+            "quarantined": [asdict(q) for q in self.binding.quarantined],
             "buckets": [list(b) for b in self.binding.buckets],
             "ops": {op: self._op_json(op) for op in self.operators()},
         }
@@ -117,17 +118,10 @@ class Placement:
 
 def _decision_json(d: Decision) -> dict[str, Any]:
     rejected = [{"kernel": kernel, "reason": reason} for kernel, reason in d.rejected]
-    found: dict[str, Any] = {"chosen": _name(d), "why": d.why, "rejected": rejected}
+    found: dict[str, Any] = {"chosen": d.name, "why": d.why, "rejected": rejected}
     if d.parts:
-        found["parts"] = {op: _name(inner) for op, inner in d.parts.items()}
+        found["parts"] = {op: inner.name for op, inner in d.parts.items()}
     return found
-
-
-def _name(d: Decision) -> str:
-    """For programs: "backend.kernel", or "composite.part+part"."""
-    if d.kernel:
-        return d.kernel.name
-    return f"composite.{'+'.join(d.parts)}" if d.parts else "composite.by_shape"
 
 
 def _chosen(d: Decision) -> str:
