@@ -68,7 +68,13 @@ class FirstCall:
         try:
             result = self.function(**arguments)
         except (Exception, SystemExit) as error:
-            return self.assembly.failed(self, arguments, error)
+            failure = error
+        else:
+            return self._answered(arguments, result)
+        # Not inside the handler: what fails from here on has causes of its own.
+        return self.assembly.failed(self, arguments, failure)
+
+    def _answered(self, arguments: Mapping[str, Any], result: Any) -> Any:
         self._waiting.discard(switch_key(self._known, arguments))
         if not self._waiting and self.slot.entry is self and self.slot.live:
             self.slot.put(self.function)
@@ -179,7 +185,8 @@ class Assembly:
         if isinstance(second, NoKernel):
             remedy = "No other kernel can take over: try another backend"
         else:
-            remedy = f"What should have run instead failed too: {root_cause(second)}. Try another backend"
+            cause = str(second) if isinstance(second, Dsv3Error) else root_cause(second)
+            remedy = f"What should have run instead failed too: {cause}. Try another backend"
         return failed(error, slot.decision, slot.site, shapes, remedy)
 
     def _record(self, slot: Slot, error: BaseException, shapes: str) -> None:
