@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +16,11 @@ import torch
 import dsv3
 from dsv3.dispatch.firstcall import FirstCall
 from dsv3.errors import KernelFailed, KernelWarning, OperatorError
-from tests.support.failing import KERNELS, chosen, source
-from tests.support.plugins import good, write_plugin
+from tests.support.failing import TURNED, Install, chosen, load, source
+from tests.support.plugins import good
 
 IDS = [0, 933, 643, 263, 506]
 RMS = "Kernel('rms_norm', 'fast', T + 'rms_norm')"
-TURNED = "Kernel('quant_linear', 'turned', T + 'turned_quant_linear', layouts={'w': 'turned'})"
-Install = Callable[..., Any]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Install a plugin; for "acme" with kernels, returns the module that says how they fail."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-
-    def add(name: str, text: str, **metadata: str) -> Any:
-        write_plugin(tmp_path, name, text, **metadata)
-        (tmp_path / "dsv3_acme_kernels.py").write_text(KERNELS)
-        importlib.invalidate_caches()
-        for loaded in (metadata.get("dist", f"dsv3-{name}").replace("-", "_"), "dsv3_acme_kernels"):
-            sys.modules.pop(loaded, None)
-        return importlib.import_module("dsv3_acme_kernels")
-
-    return add
-
-
-def load(**options: Any) -> Any:
-    return dsv3.load("demo", **{"backend": "acme", "dtype": "float32", "quant": "none", **options})
 
 
 @pytest.fixture(scope="module")

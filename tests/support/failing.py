@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import dsv3
 from tests.support.plugins import good
 
+Install = Callable[..., Any]
+TURNED = "Kernel('quant_linear', 'turned', T + 'turned_quant_linear', layouts={'w': 'turned'})"
 KERNELS = """
 import functools
 import torch
@@ -64,3 +68,8 @@ def source(kernels: str, undo: str = "", family: str = "cpu") -> str:
 def chosen(model: Any, op: str) -> set[str]:
     """The kernels that run an operator in any step."""
     return {d.kernel.name for _, _, d in model.placement().decisions(op) if d.kernel}
+
+
+def load(**options: Any) -> Any:
+    """The demo model on it, unquantised in float32 unless told otherwise."""
+    return dsv3.load("demo", **{"backend": "acme", "dtype": "float32", "quant": "none", **options})

@@ -50,10 +50,9 @@ class Divergence:
             lines.append(f"  values    expected {d.get('expected')}, found {d.get('found')}")
             lines.append(f"  error     max err {d.get('error')}, budget {d.get('budget')} (margin {self.margin:.3g})")
         backend = self.kernel.partition(".")[0]
-        lines.append(
-            f"  to do     prove the kernel with: dsv3 conformance --backend {backend} --ops {self.op}; run without it with: "
-            f"--kernel {self.op}=reference.torch (or another; `dsv3 explain {self.op}` lists them)"
-        )
+        other = "--backend reference" if spec(self.op).decompose else f"--kernel {self.op}=reference.torch"
+        lines.append(f"  to do     prove the kernel with: dsv3 conformance --backend {backend} --ops {self.op}")
+        lines.append(f"            run without it with: {other} (`dsv3 explain {self.op}` lists the kernels)")
         return "\n".join(lines)
 
 
