@@ -63,8 +63,10 @@ def within(name: str, found: Tensor, value: Tensor, tolerance: Tensor, cap: floa
     same = (seen == value) | (torch.isnan(seen) & torch.isnan(value))
     overflow = torch.isinf(value.to(found.dtype)) & (seen == value.sign() * math.inf)  # beyond the format's largest
     error = torch.where(same | overflow, torch.zeros_like(error), error)
-    ratio = torch.where(error == 0, error, error / tolerance)
-    ratio = torch.where(torch.isnan(ratio), torch.full_like(ratio, math.inf), ratio)
+    # The margin counts what is beyond the half-ulp that rounding to the format costs at best; over 1 says the same either way.
+    free = torch.minimum(_nearest_rounding(value, found.dtype), 0.999 * tolerance)
+    ratio = (error - free).clamp_min(0) / (tolerance - free)
+    ratio = torch.where(error == 0, error, torch.where(torch.isnan(ratio), torch.full_like(ratio, math.inf), ratio))
     if ratio.numel() == 0:
         return Finding()
     worst = int(ratio.argmax())
@@ -89,6 +91,15 @@ def within(name: str, found: Tensor, value: Tensor, tolerance: Tensor, cap: floa
         text = f"{name}: squared error {nmse:.3g} of the squared value; the class allows {cap:.3g}, worst at {at}"
         return Finding(max(margin, nmse / cap), nmse, text, details)
     return Finding(margin, nmse, "", details)
+
+
+def _nearest_rounding(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Half an ulp of the format at the value."""
+    if dtype not in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return torch.zeros_like(value)
+    _, exponent = torch.frexp(value)
+    finite = torch.where(torch.isfinite(value), exponent, torch.zeros_like(exponent))
+    return torch.exp2(finite.to(torch.float64) - 1) * half_ulp(dtype)
 
 
 @dataclass

@@ -80,8 +80,15 @@ class Quantised(Expectation):
                 where = locate(at, s.shape)
                 return wrong(f"{self.name} scale", where, float(self.reference.flatten()[at]), float(s.flatten()[at]),
                              "a ue8m0 scale is a power of two")  # fmt: skip
-        middle, half = (low + high) / 2, (high - low) / 2 + torch.finfo(torch.float32).tiny
         unjudged = nan if self.skip is None else nan | self.skip[:, None]
+        if self.scale_fmt == "ue8m0":
+            right = (s >= low) & (s <= high) | unjudged
+            if bool(right.all()):
+                return Finding()
+            at = int((~right).flatten().to(torch.int8).argmax())
+            why = "the smallest power of two that is at least amax / largest"
+            return wrong(f"{self.name} scale", locate(at, s.shape), float(low.flatten()[at]), float(s.flatten()[at]), why)
+        middle, half = (low + high) / 2, (high - low) / 2 + torch.finfo(torch.float32).tiny
         found, middle = (torch.where(unjudged, torch.zeros_like(t), t) for t in (s, middle))
         return within(f"{self.name} scale", found, middle, half)
 

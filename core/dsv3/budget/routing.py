@@ -71,7 +71,8 @@ class Routing(Expectation):
     def _groups(self) -> tuple[Tensor, Tensor]:
         """Score and error of each group, [T, n_group]."""
         t = self.choice.shape[0]
-        grouped, error = (v.view(t, self.n_group, -1) for v in (self.choice, self.choice_error))
+        width = self.choice.shape[1] // self.n_group
+        grouped, error = (v.view(t, self.n_group, width) for v in (self.choice, self.choice_error))
         two = 1 if self.group_score == "max" else 2
         value = grouped.topk(two, dim=-1).values.sum(dim=-1)
         return value, two * error.amax(dim=-1) + 2 * self.w * value.abs()
@@ -123,7 +124,7 @@ class Routing(Expectation):
         chosen = torch.zeros_like(kept).scatter_(1, ids, True)
         bad_group = (chosen & ~kept).any(dim=-1)
         if self.n_group > 1:
-            per_group = chosen.view(ids.shape[0], self.n_group, -1).any(dim=-1)
+            per_group = chosen.view(ids.shape[0], self.n_group, chosen.shape[1] // self.n_group).any(dim=-1)
             bad_group = bad_group | (per_group.sum(dim=-1) > self.topk_group)
             sure = self._sure_groups().repeat_interleave(self.choice.shape[1] // self.n_group, dim=-1) | (
                 per_group.repeat_interleave(self.choice.shape[1] // self.n_group, dim=-1)
