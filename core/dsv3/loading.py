@@ -15,7 +15,7 @@ from dsv3.checkpoint.validate import LoadPlan, plan_load
 from dsv3.engine.text import Tokenizer
 from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.graph.config import ModelConfig
-from dsv3.plugin import CacheSpec, KvDType, Prepared, Quant
+from dsv3.plugin import KvDType, Prepared, Quant
 from dsv3.settings import variable
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from dsv3.dispatch.decision import Binding, Layout
     from dsv3.dispatch.placement import Placement
     from dsv3.engine.model import Model
-    from dsv3.graph.transformer import Transformer
     from dsv3.graph.weights import ModelWeights
 
 DTYPES = ("float64", "float32", "bfloat16")
@@ -200,6 +199,7 @@ def _build(
     from dsv3.dispatch.select import Catalogue
     from dsv3.dispatch.site import Sites
     from dsv3.engine.model import Model
+    from dsv3.engine.trace import trace
     from dsv3.graph.transformer import Transformer
     from dsv3.graph.weights import meta_weights, walk
     from dsv3.graph.yarn import cos_sin_table
@@ -215,7 +215,7 @@ def _build(
     spec = cache_spec(source, formats.kv_dtype)
     for run in (0, 1):
         with sites.recording(run):
-            _trace(graph, config, torch_dtype, spec, run + 1, sample)
+            trace(graph, config, torch_dtype, spec, run + 1, sample)
     pinned = _pinned(asked, source, chosen, reference)
     binding = Binder(chosen, reference, pinned, asked.strict, asked.compare).bind(sites)
     notes = binding.notes  # shared: what happens while running is added to it
@@ -234,28 +234,6 @@ def _build(
         )
     model = Model(config, graph, sample, placement, spec, source, place, torch_dtype)
     return model, weights, binding, paths
-
-
-def _trace(graph: Transformer, c: ModelConfig, dtype: torch.dtype, spec: CacheSpec, tokens: int, sample: Any) -> None:
-    """Run the graph on meta tensors once per path: expanded, absorbed, MTP, head and sampler."""
-    import torch
-
-    from dsv3.engine.cache import allocate_planes, meta_step
-
-    caches = [
-        allocate_planes(c, 1, spec.page_size, spec.kv_dtype, dtype, torch.device("meta"))
-        for _ in range(c.num_hidden_layers + len(graph.mtp))
-    ]
-    for absorbed in (False, True):
-        step = meta_step(tokens, absorbed)
-        hidden, for_mtp = graph.forward(step, caches)
-        for k in range(len(graph.mtp)):
-            step = meta_step(tokens, absorbed, start=1)
-            graph.mtp_forward(step, for_mtp, caches, k)
-    logits = graph.logits(hidden, 0)
-    index = torch.empty(tokens, dtype=torch.int64, device="meta")
-    temperature = torch.empty(tokens, dtype=torch.float32, device="meta")
-    sample[0](logits=logits, seeds=index, positions=index, temperature=temperature)
 
 
 def _reference_on(source: Source) -> Source:

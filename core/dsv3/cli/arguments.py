@@ -14,6 +14,7 @@ COMMANDS = {
     "run": ("run", "generate text from a prompt"),
     "probe": ("probe", "list backends and devices, and what is wrong with those that cannot be used"),
     "explain": ("explain", "show which kernel runs an operator, and why not the others"),
+    "bench": ("bench", "measure what dsv3 itself costs"),
     "doctor": ("doctor", "show versions, devices, plugins and settings"),
 }
 
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     _run(made["run"])
     made["probe"].add_argument("--json", action="store_true", help="machine-readable output")
     _explain(made["explain"])
+    _bench(made["bench"])
     made["doctor"].add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 
@@ -84,3 +86,12 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     _placement(parser)
     parser.add_argument("--tokens", type=int, metavar="N", help="only for steps of N tokens")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_subparsers(dest="bench", required=True, metavar="WHAT", parser_class=_Parser)
+    text = "what a bound call costs beyond the direct call of its kernel, and that no step selects anything"
+    dispatch = what.add_parser("dispatch", help=text, description=text)
+    _placement(dispatch)
+    dispatch.add_argument("--json", metavar="FILE", help="write the figures there too")
+    dispatch.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)

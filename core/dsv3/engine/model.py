@@ -83,6 +83,11 @@ class Model:
         return None if checker is None else checker.report
 
     @property
+    def graph(self) -> Transformer:
+        """The graph with its call sites, for measurements and exports."""
+        return self._graph
+
+    @property
     def weight_bytes(self) -> int:
         """Bytes of all weights, as they are kept."""
         skip = ("w_uk", "w_uv")
