@@ -55,6 +55,7 @@ def load(
     threads: int | None = None,
     progress: bool | None = None,
     check: bool | None = None,
+    selection: Mapping[str, Any] | None = None,
 ) -> Model:
     """Load a checkpoint and bind its operators to kernels.
 
@@ -66,11 +67,12 @@ def load(
     "backend.kernel". strict: a fallback to the reference is an error. mtp: load the MTP modules. emulate: True or an
     architecture's name. threads: torch's CPU threads. progress: None shows it on a terminal.
     check: compare every call with its reference, see `Model.check_report`; None asks the variable DSV3_CHECK.
+    selection: what `Placement.selection()` gave in another process: the same kernels are bound, and nothing is selected.
 
     Raises UsageError, BackendUnavailable, CheckpointError, UnsupportedModel.
     """
     checked = variable("check") if check is None else check
-    asked = _Request(model, backend, device, dtype, quant, kv_dtype, pins, strict, mtp, emulate, bool(checked))
+    asked = _Request(model, backend, device, dtype, quant, kv_dtype, pins, strict, mtp, emulate, bool(checked), selection)
     asked.check(threads)
     return _load(replace(asked, device=None if device == "meta" else device), device == "meta", threads, progress)
 
@@ -108,6 +110,7 @@ class _Request:
     mtp: bool
     emulate: bool | str
     compare: bool = False
+    selection: Mapping[str, Any] | None = None
 
     @property
     def emulated(self) -> str | None:
@@ -152,11 +155,14 @@ def _load(asked: _Request, meta: bool, threads: int | None, progress: bool | Non
 
     from dsv3.dispatch.choose import choose, torch_device
     from dsv3.dispatch.registration import BadRegistration
+    from dsv3.dispatch.selection import selected_backend
 
     if threads is not None:
         torch.set_num_threads(threads)
     name = folder.name if folder is not None and model != "demo" else model
     rejected: dict[str, str] = {}
+    if asked.selection is not None:
+        asked = replace(asked, backend=selected_backend(asked.selection, asked.backend))
     while True:
         source = choose(asked.backend, asked.device, asked.emulated, rejected)
         source.notes += [f"{name}: {reason}" for name, reason in rejected.items()]
@@ -197,6 +203,7 @@ def _build(
     from dsv3.dispatch.choose import cache_spec
     from dsv3.dispatch.placement import Placement
     from dsv3.dispatch.select import Catalogue
+    from dsv3.dispatch.selection import same_as
     from dsv3.dispatch.site import Sites
     from dsv3.engine.model import Model
     from dsv3.engine.trace import trace
@@ -217,7 +224,7 @@ def _build(
         with sites.recording(run):
             trace(graph, config, torch_dtype, spec, run + 1, sample)
     pinned = _pinned(asked, source, chosen, reference)
-    binding = Binder(chosen, reference, pinned, asked.strict, asked.compare).bind(sites)
+    binding = Binder(chosen, reference, pinned, asked.strict, asked.compare).bind(sites, asked.selection)
     notes = binding.notes  # shared: what happens while running is added to it
     notes[:0] = source.notes
     if spec.kv_dtype != formats.kv_dtype:
@@ -226,6 +233,8 @@ def _build(
             raise BackendUnavailable(f"{text}, as was asked for; leave kv_dtype out, or choose another backend")
         notes.append(text)
     placement = Placement(source.name, source.device, binding, name, formats.dtype, formats.quant, spec.kv_dtype, notes)
+    if asked.selection is not None:
+        same_as(placement, asked.selection)
     if asked.strict and (fallbacks := placement.fallbacks()):
         reasons = {d.op: "; ".join(f"{k}: {r}" for k, r in d.rejected) for _, _, d in placement.decisions() if d.fallback}
         listed = "; ".join(f"{op} ({reasons[op]})" for op in fallbacks)

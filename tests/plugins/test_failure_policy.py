@@ -322,6 +322,35 @@ def test_a_part_that_fails_later_is_named_inside_its_composite(install: Install)
     assert "x [" in caught.value.selection["shapes"]
 
 
+# -- wrong shape or dtype back (tests/plugins/test_check.py has the rest of DSV3_CHECK)
+
+
+def test_a_wrong_shape_is_named_under_the_check(
+    install: Install, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DSV3_CHECK", "1")
+    kernels = install("acme", source("Kernel('silu_mul', 'k', T + 'silu_mul')"))
+    kernels.changes["silu_mul"] = lambda out, arguments: out[:, 1:].to(torch.bfloat16)
+    model = load()
+    with pytest.raises(dsv3.Dsv3Error):
+        model.logits(IDS)
+    err = capsys.readouterr().err
+    assert "first divergence: silu_mul at layers.0.mlp, kernel acme.k" in err
+    assert "has shape [5, " in err and "has dtype torch.bfloat16; expected torch.float32" in err
+
+
+# -- worker processes (tests/plugins/test_worker_selection.py has them as processes)
+
+
+def test_a_worker_that_would_bind_other_kernels_is_refused(install: Install) -> None:
+    install("acme", source(RMS))
+    selection = load().placement().selection()
+    assert load(selection=selection).placement().selection()["sha256"] == selection["sha256"]
+    install("acme", source("Kernel('rms_norm', 'another', T + 'rms_norm')"))
+    with pytest.raises(dsv3.BackendUnavailable, match=r"acme\.fast, which is not here"):
+        load(selection=selection)
+
+
 # -- a device error
 
 

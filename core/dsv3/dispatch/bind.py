@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
 
 from dsv3.dispatch.check import Checker
 from dsv3.dispatch.decision import CANONICAL, Binding, Decision, Layout
@@ -38,14 +39,20 @@ class Binder:
         self._banned: set[tuple[int, Layout]] = set()
         self._pins_met: set[str] = set()
 
-    def bind(self, sites: Sites) -> Binding:
-        """Fill every recorded site with bound kernels. Raises BackendUnavailable for a pin that cannot be met."""
+    def bind(self, sites: Sites, selection: Mapping[str, Any] | None = None) -> Binding:
+        """Fill every recorded site with bound kernels: selected, or as a selection made elsewhere says. Raises
+        BackendUnavailable for a pin that cannot be met, or a kernel that is not there."""
         nodes = [(site, Node(site.op, examples(site.op, *site.seen))) for site in sites.all if site.seen[0]]
         catalogues = [self.chosen, *(catalogue for catalogue, _ in self.pinned.values())]
-        calls = [call for _, node in nodes for inner in node.walk() for call in inner.calls]
-        spans = buckets(bucket_edges(catalogues, calls))
-        plans = self._plans([node for _, node in nodes], spans)
-        notes = self._check_pins(spans, plans)
+        notes: list[str] = []
+        if selection is not None:
+            spans: list[Bucket] = [(first, last) for first, last in selection["buckets"]]
+            plans = self._restored(selection, [(site.op, site.where, node) for site, node in nodes])
+        else:
+            calls = [call for _, node in nodes for inner in node.walk() for call in inner.calls]
+            spans = buckets(bucket_edges(catalogues, calls))
+            plans = self._plans([node for _, node in nodes], spans)
+            notes = self._check_pins(spans, plans)
         self._settled = True
         where = [(site.op, site.where, plan) for (site, _), plan in zip(nodes, plans, strict=True)]
         layouts = {w: fixed for w, fixed in self._fixed.items() if fixed != CANONICAL}
@@ -59,6 +66,29 @@ class Binder:
             site.seen = [[], []]
         return binding
 
+    def _restored(self, selection: Mapping[str, Any], nodes: list[tuple[str, str, Node]]) -> list[list[Decision]]:
+        """The decisions that a selection names, over this process's catalogues."""
+        written = {(entry["op"], entry["site"]): entry["plan"] for entry in selection["sites"]}
+        if missing := [f"{op} at {where}" for op, where, _ in nodes if (op, where) not in written]:
+            raise BackendUnavailable(f"the selection says nothing of {missing[0]}: it was made for another model")
+        return [[self._restore(plain, node) for plain in written[op, where]] for op, where, node in nodes]
+
+    def _restore(self, plain: Mapping[str, Any], node: Node) -> Decision:
+        rejected = [(kernel, reason) for kernel, reason in plain["rejected"]]
+        if name := plain.get("kernel"):
+            every = (Candidate(c.source, kernel) for c in self._catalogues() for kernel in c.kernels.get(node.op, ()))
+            found = next((candidate for candidate in every if candidate.name == name), None)
+            if found is None:
+                hint = "install the same plugins and pass the same pins"
+                raise BackendUnavailable(f"the selection runs {node.op} with {name}, which is not here; {hint}")
+            return self._take(found, node, plain["why"], rejected, plain["fallback"])
+        if cases := plain.get("cases"):
+            made = {tuple(shape): self._restore(inner, node.groups[tuple(shape)]) for shape, inner in cases}
+            return Decision(node.op, plain["why"], tuple(rejected), cases=made)
+        self._require_canonical(node)
+        parts = {op: self._restore(inner, node.children[op]) for op, inner in plain["parts"].items()}
+        return Decision(node.op, plain["why"], tuple(rejected), parts=parts)
+
     # -- what the assembly asks while the model runs: layouts are settled then, and weights prepared
 
     def redecide(self, node: Node, span: Bucket) -> Decision:
@@ -71,8 +101,10 @@ class Binder:
 
     def backend(self, name: str) -> Backend:
         """The backend of this name, of those that take part."""
-        every = (self.chosen, self.reference, *(catalogue for catalogue, _ in self.pinned.values()))
-        return next(c.source.backend for c in every if c.source.name == name)
+        return next(c.source.backend for c in self._catalogues() if c.source.name == name)
+
+    def _catalogues(self) -> Iterator[Catalogue]:
+        yield from (self.chosen, self.reference, *(catalogue for catalogue, _ in self.pinned.values()))
 
     # -- deciding
 

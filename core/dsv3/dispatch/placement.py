@@ -9,6 +9,7 @@ from typing import Any
 
 from dsv3.dispatch.decision import Binding, Decision
 from dsv3.dispatch.select import UNBOUNDED, Bucket
+from dsv3.dispatch.selection import selection
 from dsv3.ops import spec
 from dsv3.plugin import Device
 
@@ -98,6 +99,10 @@ class Placement:
             "buckets": [list(b) for b in self.binding.buckets],
             "ops": {op: self._op_json(op) for op in self.operators()},
         }
+
+    def selection(self) -> dict[str, Any]:
+        """What `load(selection=...)` in another process binds without selecting again; "sha256" tells whether two agree."""
+        return selection(self)
 
     def explain(self, op: str, tokens: int | None = None) -> dict[str, Any]:
         """One operator: signature, every kernel offered for it, and the choices with chosen, rejected, sites and parts."""
