@@ -11,9 +11,11 @@ from tests.support.plugins import good
 Install = Callable[..., Any]
 TURNED = "Kernel('quant_linear', 'turned', T + 'turned_quant_linear', layouts={'w': 'turned'})"
 KERNELS = """
+import dataclasses
 import functools
 import torch
 from dsv3 import ops
+from dsv3.plugin import Prepared
 
 calls = []    # (function, shape of the first tensor), in order
 raises = {}   # function -> exception to raise
@@ -28,10 +30,13 @@ def _run(name, op, **arguments):
     if name in raises and sum(n == name for n, _ in calls) > after.get(name, 0) and shape[-1] > widest.get(name, 0):
         raise raises[name]
     if name.startswith("turned_"):
-        assert arguments["w"].layout == "turned"
-        return arguments["x"] @ arguments["w"].tensors["weight"]
+        arguments = {k: back(v) if isinstance(v, Prepared) and k[0] == "w" else v for k, v in arguments.items()}
     out = ops.spec(op).reference(**arguments)
     return changes[name](out, arguments) if name in changes else out
+
+def back(weight):
+    assert weight.layout == "turned"
+    return dataclasses.replace(weight, layout="canonical", tensors={"weight": weight.tensors["weight"].mT})
 
 def __getattr__(name):
     op = name.removeprefix("turned_").removeprefix("second_")
@@ -49,14 +54,14 @@ def prepare(self, weight, layout, device):
     import dataclasses
     if layout != "turned":
         return super().prepare(weight, layout, device)
-    return dataclasses.replace(weight, layout=layout, tensors={{"weight": weight.tensors["weight"].T.contiguous()}})
+    return dataclasses.replace(weight, layout=layout, tensors={{"weight": weight.tensors["weight"].mT.contiguous()}})
 def unprepare(self, weight):
     import dataclasses, dsv3_acme_kernels
     if weight.layout != "turned":
         return super().unprepare(weight)
     dsv3_acme_kernels.undone.append(tuple(weight.shape))
     {undo}
-    return dataclasses.replace(weight, layout="canonical", tensors={{"weight": weight.tensors["weight"].T.contiguous()}})
+    return dataclasses.replace(weight, layout="canonical", tensors={{"weight": weight.tensors["weight"].mT.contiguous()}})
 """
 
 

@@ -14,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from dsv3.dispatch.failure import failed, is_device_error, shapes_of
+from dsv3.dispatch.guard import root_cause
 from dsv3.dispatch.site import Site, switch_key
 from dsv3.errors import KernelFailed
 from dsv3.ops import spec
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 
 _SITE = re.compile(r"self\.(\w+)\[([\w.]+)\]\(")
 _PART = re.compile(r"ops\.(\w+)\(")
+_NAMED = 8  # kernels listed in a message
 _DEVICE = "A device error: start again, with fewer tokens or another device"
 
 
-def blamed(error: Exception, plans: Mapping[tuple[str, str], list[Decision]]) -> Exception:
+def blamed(error: BaseException, plans: Mapping[tuple[str, str], list[Decision]]) -> BaseException:
     """KernelFailed for an error that a bound kernel raised, by (operator, site) -> decisions per bucket; else the error."""
     if isinstance(error, KernelFailed):
         return error
@@ -38,10 +40,19 @@ def blamed(error: Exception, plans: Mapping[tuple[str, str], list[Decision]]) ->
             bucket = _value(frame, found[2])
             decision = plan[bucket if isinstance(bucket, int) else 0]
             return _error(error, site.where, decision, calls[at + 1 :])
-    return error
+    return _late(error, plans) if is_device_error(error) else error
 
 
-def _error(error: Exception, where: str, decision: Decision, inner: list[tuple[FrameType, str]]) -> KernelFailed:
+def _late(error: BaseException, plans: Mapping[tuple[str, str], list[Decision]]) -> KernelFailed:
+    """For a device error outside every bound call: devices report errors when they are next asked."""
+    every = (d.kernel.name for plan in plans.values() for top in plan for d in top.walk() if d.kernel)
+    kernels = list(dict.fromkeys(every))
+    more = ", .." if len(kernels) > _NAMED else ""
+    text = f"outside a kernel; a kernel that ran before may be at fault: {', '.join(kernels[:_NAMED])}{more}"
+    return KernelFailed(f"{root_cause(error)} ({text}). {_DEVICE}", {"kernels": kernels})
+
+
+def _error(error: BaseException, where: str, decision: Decision, inner: list[tuple[FrameType, str]]) -> KernelFailed:
     """Follow the decision inwards, along the calls that the frames are in."""
     outer = decision
     for frame, text in inner:

@@ -100,7 +100,7 @@ class Binding:
                 return index
         return len(self.buckets) - 1
 
-    def blame(self, error: Exception) -> Exception:
+    def blame(self, error: BaseException) -> BaseException:
         """The error to raise for one that came out of a step: KernelFailed naming kernel, operator and site if a bound kernel
-        raised it, else the error itself."""
+        raised it, or all kernels if a device reports late what one of them did; else the error itself."""
         return blamed(error, {(op, where): plan for op, where, plan in self.decisions})

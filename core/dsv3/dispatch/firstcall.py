@@ -173,8 +173,8 @@ class Assembly:
                 del self.binder.quarantined[key]
             verdict = self._neither(slot, error, second, shapes)
         else:
-            self._record(slot, error, shapes)
             self._replace_others(set(fresh))
+            self._record(slot, error, shapes)
             return result
         raise verdict from (error if verdict is not error else error.__cause__)
 

@@ -38,7 +38,7 @@ def _blaming(method: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return method(*args, **kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             model: Any = args[0]
             named = model.placement().binding.blame(error)
             if named is error:
