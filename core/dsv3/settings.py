@@ -53,6 +53,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("seed", int, None, "of the sampling noise (default: random)"),
         Setting("draft", str, None, "mtp: guess with the MTP module and verify; same text, fewer steps"),
         Setting("tuning_dir", str, None, "folder of dsv3 tune's measurements (default: dsv3/tuning in $XDG_DATA_HOME)"),
+        Setting("check", _flag, False, "compare every call with its reference; print the first divergence (slow)"),
         Setting("debug", _flag, False, "show tracebacks"),
     )
 }
@@ -105,6 +106,14 @@ def resolve(flags: Mapping[str, Any]) -> dict[str, Resolved]:
         else:
             found[name] = Resolved(setting.default, "default")
     return found
+
+
+def variable(name: str) -> Any:
+    """A setting as its variable alone has it, else its default: for the library, which reads no file. UsageError for a bad
+    value."""
+    setting, key = SETTINGS[name], PREFIX + name.upper()
+    text = os.environ.get(key)
+    return _converted(setting, text, key) if text else setting.default
 
 
 def _variables() -> dict[str, str]:

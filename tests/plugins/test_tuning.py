@@ -426,3 +426,15 @@ def test_conformance_runs_a_kernel_with_the_configuration_of_each_call(install: 
     report = dsv3.conformance.run("acme", ops=["rms_norm"], size="quick")
     mine = [case for case in report.cases if case.kernel == "acme.tiled" and case.status != "absent"]
     assert mine and not report.failed and set(kernels.calls) == {1, 2}
+
+
+def test_a_selection_carries_the_configurations_to_workers(install: Install, tmp_path: Path) -> None:
+    table(tmp_path, {"config": {"BLOCK": 1, "SLEEP": 0.005}}, {"config": {"BLOCK": 2, "SLEEP": 0}})
+    kernels = install(CONFIGURED)
+    run(tmp_path)
+    selection = json.loads(json.dumps(dsv3.load("demo", **OPTIONS, device="meta").placement().selection()))
+    for file in (tmp_path / "tuning").iterdir():
+        file.unlink()  # a worker on another machine has measured nothing
+    model = dsv3.load("demo", **OPTIONS, selection=selection)
+    model.logits([1, 2])
+    assert set(kernels.calls) == {2}

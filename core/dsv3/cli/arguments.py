@@ -16,6 +16,7 @@ COMMANDS = {
     "probe": ("probe", "list backends and devices, and what is wrong with those that cannot be used"),
     "explain": ("explain", "show which kernel runs an operator, and why not the others"),
     "tune": ("tune", "measure a model's kernels on this machine, and use the fastest right ones from then on"),
+    "bench": ("bench", "measure what dsv3 itself costs"),
     "doctor": ("doctor", "show versions, devices, plugins and settings"),
 }
 
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     made["probe"].add_argument("--json", action="store_true", help="machine-readable output")
     _explain(made["explain"])
     _tune(made["tune"])
+    _bench(made["bench"])
     made["doctor"].add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 
@@ -78,6 +80,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", help="text to continue; none: standard input")
     _placement(parser)
     _setting(parser, "threads", "max_new_tokens", "temperature", "top_p", "seed", "draft")
+    _setting(parser, "check")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; repeatable")
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the end-of-text token")
     parser.add_argument("--interactive", action="store_true", help="converse; /clear forgets, /exit ends")
@@ -107,3 +110,12 @@ def _seconds(text: str) -> float:
     if not math.isfinite(seconds):
         raise ValueError("not finite")
     return seconds
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_subparsers(dest="bench", required=True, metavar="WHAT", parser_class=_Parser)
+    text = "what a bound call costs beyond the direct call of its kernel, and that no step selects anything"
+    dispatch = what.add_parser("dispatch", help=text, description=text)
+    _placement(dispatch)
+    dispatch.add_argument("--json", metavar="FILE", help="write the figures there too")
+    dispatch.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)

@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dsv3.dispatch.bind import Binding, Decision
+from dsv3.dispatch.decision import Binding, Decision
 from dsv3.dispatch.select import Bucket, span_text
+from dsv3.dispatch.selection import selection
 from dsv3.ops import spec
 from dsv3.plugin import Device
 
@@ -84,7 +85,7 @@ class Placement:
 
     def to_json(self) -> dict[str, Any]:
         """{"backend", "device", "ops": {op: {"chosen", "why", "rejected": [{"kernel", "reason"}], "choices"}}}. chosen is
-        "backend.kernel", or "composite.part+part"."""
+        "backend.kernel", or "composite.part+part". "quarantined": kernels that failed at their first call."""
         return {
             "backend": self.backend,
             "device": asdict(self.device),
@@ -94,9 +95,14 @@ class Placement:
             "kv_dtype": self.kv_dtype,
             "summary": self.summary,
             "notes": self.notes,
+            "quarantined": [asdict(q) for q in self.binding.quarantined],
             "buckets": [list(b) for b in self.binding.buckets],
             "ops": {op: self._op_json(op) for op in self.operators()},
         }
+
+    def selection(self) -> dict[str, Any]:
+        """What `load(selection=...)` in another process binds without selecting again; "sha256" tells whether two agree."""
+        return selection(self)
 
     def explain(self, op: str, tokens: int | None = None) -> dict[str, Any]:
         """One operator: signature, every kernel offered for it, and the choices with chosen, rejected, sites and parts."""
@@ -117,21 +123,14 @@ class Placement:
 
 def _decision_json(d: Decision) -> dict[str, Any]:
     rejected = [{"kernel": kernel, "reason": reason} for kernel, reason in d.rejected]
-    found: dict[str, Any] = {"chosen": _name(d), "why": d.why, "rejected": rejected}
+    found: dict[str, Any] = {"chosen": d.name, "why": d.why, "rejected": rejected}
     if d.kernel and d.kernel.config is not None:
         found["config"] = dict(d.kernel.config)
     if d.kernel and d.kernel.cost is not None:
         found["measured_us"] = d.kernel.cost.us
     if d.parts:
-        found["parts"] = {op: _name(inner) for op, inner in d.parts.items()}
+        found["parts"] = {op: inner.name for op, inner in d.parts.items()}
     return found
-
-
-def _name(d: Decision) -> str:
-    """For programs: "backend.kernel", or "composite.part+part"."""
-    if d.kernel:
-        return d.kernel.name
-    return f"composite.{'+'.join(d.parts)}" if d.parts else "composite.by_shape"
 
 
 def _chosen(d: Decision) -> str:

@@ -15,6 +15,7 @@ from dsv3.dispatch.order import by_cost
 from dsv3.dispatch.registration import load_target, registered_kernels
 from dsv3.dispatch.site import Example
 from dsv3.dispatch.tuned import Cost, Tuned, read_tuned
+from dsv3.errors import BackendUnavailable
 from dsv3.ops import spec
 from dsv3.plugin import Call, Kernel
 from dsv3.plugin.needs import AtLeast, Divides, _Bound, merge_alternatives
@@ -22,6 +23,10 @@ from dsv3.plugin.needs import AtLeast, Divides, _Bound, merge_alternatives
 # "Any number of tokens": more than a step ever has.
 UNBOUNDED = 1 << 20
 Bucket = tuple[int, int]
+
+
+class NoKernel(BackendUnavailable):
+    """Not even the reference can run an operator."""
 
 
 @dataclass(frozen=True)

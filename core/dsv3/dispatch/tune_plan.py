@@ -6,7 +6,7 @@ from collections.abc import Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dsv3.dispatch.bind import _Node
+from dsv3.dispatch.node import Node
 from dsv3.dispatch.select import UNBOUNDED, Bucket, Candidate, Catalogue, bucket_edges, buckets
 from dsv3.dispatch.site import Example, Sites, examples
 from dsv3.dispatch.tuned import MOST_TOKENS, representative
@@ -65,20 +65,20 @@ def plan(catalogue: Catalogue, sites: Sites, only: Collection[str] = ()) -> Plan
     return found
 
 
-def _distinct(sites: Sites) -> Iterator[tuple[_Node, int]]:
+def _distinct(sites: Sites) -> Iterator[tuple[Node, int]]:
     """The recorded calls, those of equal layers once, with how often they occur."""
-    found: dict[Hashable, tuple[_Node, int]] = {}
+    found: dict[Hashable, tuple[Node, int]] = {}
     for site in sites.all:
         if not site.seen[0]:
             continue
-        node = _Node(site.op, examples(site.op, *site.seen))
+        node = Node(site.op, examples(site.op, *site.seen))
         key = (site.op, tuple(call.key for call in node.calls), tuple(call.shape_key for call in node.calls))
         first, count = found.get(key, (node, 0))
         found[key] = (first, count + 1)
     yield from found.values()
 
 
-def _calls(catalogue: Catalogue, node: _Node, above: list[_Node]) -> Iterator[tuple[Example, Bucket, int]]:
+def _calls(catalogue: Catalogue, node: Node, above: list[Node]) -> Iterator[tuple[Example, Bucket, int]]:
     """(call, bucket, tokens) of this operator and those in its decomposition, where no kernel takes a whole around them."""
     for example in node.calls:
         for span in _spans(catalogue, example):
@@ -89,14 +89,11 @@ def _calls(catalogue: Catalogue, node: _Node, above: list[_Node]) -> Iterator[tu
         yield from _calls(catalogue, child, [*above, node])
 
 
-def _whole(catalogue: Catalogue, node: _Node, tokens: int) -> bool:
+def _whole(catalogue: Catalogue, node: Node, tokens: int) -> bool:
     """Whether kernels take all calls of a composite whole."""
-    groups: dict[Any, list[Example]] = {}
-    for call in node.calls:
-        groups.setdefault(call.shape_key, []).append(call)
     return all(
-        any(not c.reasons and not c.wrong for c in catalogue.candidates(node.op, calls, (tokens, tokens)))
-        for calls in groups.values()
+        any(not c.reasons and not c.wrong for c in catalogue.candidates(node.op, group.calls, (tokens, tokens)))
+        for group in node.groups.values()
     )
 
 
