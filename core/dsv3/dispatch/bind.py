@@ -78,10 +78,9 @@ class Binder:
     def _restore(self, plain: Mapping[str, Any], node: Node) -> Decision:
         rejected = [(kernel, reason) for kernel, reason in plain["rejected"]]
         if name := plain.get("kernel"):
-            config = plain.get("config")
-            every = (
-                Candidate(c.source, kernel, config=config) for c in self._catalogues() for kernel in c.kernels.get(node.op, ())
-            )
+            config = MappingProxyType(dict(plain["config"])) if "config" in plain else None
+            offered = ((c.source, kernel) for c in self._catalogues() for kernel in c.kernels.get(node.op, ()))
+            every = (Candidate(source, kernel, config=config) for source, kernel in offered)
             found = next((candidate for candidate in every if candidate.name == name), None)
             if found is None:
                 hint = "install the same plugins and pass the same pins"
