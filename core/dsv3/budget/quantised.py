@@ -73,7 +73,10 @@ class Quantised(Expectation):
         nan = torch.isnan(self._groups(self.value.value)).any(dim=-1)
         if self.scale_fmt == "ue8m0":
             mantissa, _ = torch.frexp(s)
-            low, high = power_of_two_at_least(low), power_of_two_at_least(high)
+            # A quotient that is a power of two comes out exactly, divided or multiplied by the reciprocal: 448 = 7 * 2^6.
+            plain = self._groups(size).amax(dim=-1).clamp_min(self.floor) / self.largest
+            sure = (torch.frexp(plain)[0] == 0.5) & (self._groups(radius).amax(dim=-1) == 0)
+            low, high = (power_of_two_at_least(torch.where(sure, plain, end)) for end in (low, high))
             odd = (mantissa != 0.5) & ~nan
             if bool(odd.any()):
                 at = int(odd.flatten().to(torch.int8).argmax())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -151,13 +151,3 @@ def index(x: Tensor | Sequence[int], wide: bool = False) -> Tensor:
     """int32, or int64, which is accepted too."""
     made = x if isinstance(x, Tensor) else torch.tensor(list(x))
     return made.to(torch.int64 if wide else torch.int32)
-
-
-@dataclass(frozen=True)
-class Relation:
-    """A metamorphic relation: how arguments change, and how outputs must follow. See `relations`."""
-
-    name: str
-    change: Callable[[Mapping[str, Any]], dict[str, Any]]
-    follow: Callable[[Any], Any]
-    bitwise: bool = field(default=True)

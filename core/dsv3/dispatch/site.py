@@ -154,21 +154,28 @@ def _example(op: str, one: Mapping[str, Any], two: Mapping[str, Any]) -> Example
         d1[name], slope[name] = 1, 1
     known_dims = [name for name in d1 if name not in STEP_DIMS or name == "S"]
     base = {name: d1[name] - slope[name] for name in known_dims}
-    dtypes, weights = {}, {}
+    dtypes, quant = described(known, one)
+    weights = {t.path: value for t in known.terms if isinstance(value := t.find(one), Prepared)}
+    slope = {name: slope[name] for name in known_dims}
+    return Example(op, base, slope, frozenset(ragged), dtypes, quant, weights, (one, two))
+
+
+def described(known: OpSpec, arguments: Mapping[str, Any]) -> tuple[dict[str, str], str]:
+    """What a `Call` says of the arguments beside their sizes: the dtype of each tensor, and the scheme of the weights."""
+    dtypes: dict[str, str] = {}
+    quants = set()
     for term in known.terms:
-        value = term.find(one)
+        value = term.find(arguments)
         if isinstance(value, torch.Tensor):
             dtypes[term.path] = _name(value.dtype)
         elif isinstance(value, LatentCache):
             dtypes[term.path] = _name(value.ckv.dtype)
         elif isinstance(value, Prepared):
-            weights[term.path] = value
             dtypes[term.path] = _name(value.tensors["weight"].dtype)
-    dtypes |= {name: one[name] for name in ("dtype", "out_dtype") if isinstance(one.get(name), str)}
-    quants = {w.quant for w in weights.values() if w.quant != "none"}
-    quant = min(quants) if quants else "none"
-    slope = {name: slope[name] for name in known_dims}
-    return Example(op, base, slope, frozenset(ragged), dtypes, quant, weights, (one, two))
+            quants.add(value.quant)
+    dtypes |= {name: arguments[name] for name in ("dtype", "out_dtype") if isinstance(arguments.get(name), str)}
+    quants.discard("none")
+    return dtypes, min(quants) if quants else "none"
 
 
 def _name(dtype: torch.dtype) -> str:

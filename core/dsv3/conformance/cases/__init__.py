@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 
+from dsv3.conformance import relations
 from dsv3.conformance.case import Case
 from dsv3.conformance.cases import attention, cache, experts, pointwise, products, quantise, routing
 from dsv3.conformance.result import Size
@@ -20,6 +21,8 @@ def all_cases() -> Mapping[str, Case]:
         for case in family.cases():
             assert case.id not in found, case.id
             found[case.id] = case
+    for case in relations.cases(dict(found)):
+        found[case.id] = case
     return found
 
 

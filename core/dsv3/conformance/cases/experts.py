@@ -129,6 +129,8 @@ def _fused() -> Iterator[Case]:
             yield from each("fused_experts", f"{name}/t{t}-e6-k2/{spread}", made, size)
         made = make(7, 200, 150, 4, 4, quant, fmt, "random", "outliers", True)
         yield from each("fused_experts", f"{name}/t7-e4-k4/outliers-int64", made)
+        made = make(4, 256, 128, 8, 2, quant, fmt, "random", "normal", False)
+        yield from each("fused_experts", f"{name}/t4-e8-k2/blocks", made)
     for name, quant, fmt in SCHEMES[:3]:
         made = make(65, 256, 128, 16, 4, quant, fmt, "random", "normal", False)
         yield from each("fused_experts", f"{name}/t65-e16-k4/random", made, "full")
@@ -159,6 +161,8 @@ def _moe() -> Iterator[Case]:
         for t, layout, mode, shared, local in ((9, "tiny", "noaux", 1, False), (5, "odd", "softmax", 2, False),
                                                (1, "tiny", "negative", 1, False), (7, "tiny", "raw", 0, True)):  # fmt: skip
             size: Size = "quick" if quant in ("none", "fp8-w8a8") and t in (9, 7) else "small"
+            if quant not in ("none", "fp8-w8a8") and t in (5, 1):
+                continue
             text = f"{name}/{layout}-{mode}-t{t}-shared{shared}{'-half' if local else ''}"
             yield from each("moe", text, make(t, layout, mode, quant, fmt, shared, local), size)
     yield from each("moe", "none/tiny-noaux-t0-shared1", make(0, "tiny", "noaux", "none", "float32", 1, False))

@@ -1,0 +1,90 @@
+"""Prepared weights: what `prepare` made, `unprepare` must undo, bit for bit."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dsv3.budget.tensors import map_tensors
+from dsv3.conformance.case import weight
+from dsv3.conformance.data import Data
+from dsv3.conformance.result import CaseResult, Size
+from dsv3.conformance.target import Target
+from dsv3.dispatch.guard import root_cause
+from dsv3.dispatch.wellformed import prepared_mistake
+from dsv3.plugin import Prepared, Quant
+
+_OPS = ("quant_linear", "grouped_linear", "fused_experts", "moe", "mla_prolog")
+_QUANTS: tuple[Quant, ...] = ("none", "fp8-w8a8", "fp8-w8a16", "int8-w8a8", "int8-w8a16", "int4-w4a16")
+_SHAPES = {"n256-k384": (256, 384), "n576-k300": (576, 300), "n100-k129": (100, 129)}
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """One operator, scheme and shape; a result for every layout that the operator's kernels read."""
+
+    op: str
+    quant: Quant
+    shape: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.op}/prepare/{self.quant}/{self.shape}"
+
+    def results(self, target: Target, seed: int, repeat: str) -> Iterator[CaseResult]:
+        """Absent where all kernels read canonical weights, or the layout does not take the scheme."""
+        layouts = {}
+        for kernel in target.kernels(self.op):
+            takes = [n for n in kernel.needs if type(n).__name__ == "Scheme"]
+            if all(self.quant in n.allowed for n in takes):
+                layouts.update({(path, layout): kernel.name for path, layout in kernel.layouts.items() if layout != "canonical"})
+        if not layouts:
+            why = "no kernel for it reads a layout of its own with this scheme"
+            yield CaseResult(self.id, self.op, "", "absent", 0.0, 0.0, why, repeat)
+        for (path, layout), kernel in layouts.items():
+            started = time.perf_counter()
+            try:
+                message = self._trip(target, path, layout, seed)
+            except Exception as error:
+                message = f"layout {layout!r} of {path}: raised {root_cause(error)}"
+            margin = math.inf if message else 0.0
+            yield CaseResult(
+                self.id, self.op, f"{target.name}.{kernel}", "failed" if message else "passed", margin, 0.0, message, repeat,
+                seconds=time.perf_counter() - started,
+            )  # fmt: skip
+
+    def _trip(self, target: Target, path: str, layout: str, seed: int) -> str:
+        experts = (3,) if path in ("w13", "w2") or self.op == "grouped_linear" else ()
+        dtype = next(d for d in (torch.bfloat16, torch.float32) if str(d)[6:] in target.source.capability.dtypes)
+        made = weight(Data(self.id, seed), "w", self.quant, (*experts, *_SHAPES[self.shape]), dtype)
+        original = map_tensors(made, lambda t: t.to(target.device))
+        given = map_tensors(original, lambda t: t.clone())
+        what = f"layout {layout!r} of {path}"
+        prepared = target.source.backend.prepare(given, layout, target.source.device)
+        if mistake := prepared_mistake(prepared, original, layout):
+            return f"{what}: prepare() answered {mistake}"
+        if not _equal(given, original):
+            return f"{what}: prepare() changed the weight it was given"
+        back = target.source.backend.unprepare(prepared)
+        if mistake := prepared_mistake(back, original, "canonical"):
+            return f"{what}: unprepare() answered {mistake}"
+        return "" if _equal(back, original) else f"{what}: unprepare(prepare(w)) is not w, bit for bit"
+
+
+def _equal(a: Prepared, b: Prepared) -> bool:
+    return a.tensors.keys() == b.tensors.keys() and all(
+        x.shape == (y := b.tensors[k]).shape
+        and x.dtype == y.dtype
+        and torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+        for k, x in a.tensors.items()
+    )
+
+
+def round_trips(size: Size, ops: Sequence[str] | None) -> list[RoundTrip]:
+    """All of a size."""
+    shapes = [s for s in _SHAPES if size != "quick" or s == "n576-k300"]
+    return [RoundTrip(op, q, s) for op in _OPS if ops is None or op in ops for q in _QUANTS for s in shapes]

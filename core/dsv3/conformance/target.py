@@ -1,0 +1,94 @@
+"""What the suite is aimed at: a backend on a device, its kernels, and the calls they take."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from dsv3.dispatch.choose import Source, cache_spec, named, probe_backend, torch_device
+from dsv3.dispatch.registration import resolve
+from dsv3.dispatch.select import Catalogue
+from dsv3.dispatch.site import described
+from dsv3.errors import BackendUnavailable
+from dsv3.ops.spec import STEP_DIMS, spec
+from dsv3.plugin import Backend, Call, Kernel
+from dsv3.plugin.needs import DType
+
+_GIVEN = "an instance given in this process"
+
+
+def source_of(backend: str | Backend, emulate: bool | str) -> Source:
+    """The backend by name, or an instance, on its first usable device; BackendUnavailable says why there is none."""
+    arch = "default" if emulate is True else emulate or None
+    if isinstance(backend, str):
+        return named(backend, None, arch)
+    answers = probe_backend(backend, _GIVEN, arch)
+    for device, answer in answers:
+        if device is not None and answer.state == "usable" and answer.capability is not None:
+            return Source(backend, device, answer.capability, _GIVEN)
+    reasons = "; ".join(answer.detail or answer.state for _, answer in answers)
+    raise BackendUnavailable(f"{reasons} [backend {backend.name!r}, {_GIVEN}]")
+
+
+class Target:
+    """Kernels by operator, and what binds and places their calls."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.catalogue = Catalogue(source)
+        self.device = torch_device(source)
+        self.page_size = cache_spec(source, "bfloat16").page_size
+
+    @property
+    def name(self) -> str:
+        return self.source.name
+
+    def kernels(self, op: str) -> list[Kernel]:
+        """What is claimed for an operator, best first."""
+        return list(self.catalogue.kernels.get(op, ()))
+
+    def claims(self) -> dict[str, list[str]]:
+        """Operator -> names of its kernels."""
+        return {op: [f"{self.name}.{k.name}" for k in found] for op, found in self.catalogue.kernels.items()}
+
+    @functools.cached_property
+    def fp8_cache(self) -> bool:
+        """Whether the backend keeps an FP8 cache when asked to."""
+        return cache_spec(self.source, "fp8").kv_dtype == "fp8"
+
+    @functools.cache  # noqa: B019  a target lives as long as its run
+    def function(self, op: str, name: str) -> Any:
+        """The kernel's function, defaults filled in by the caller."""
+        kernel = next(k for k in self.kernels(op) if k.name == name)
+        return resolve(kernel, self.name)
+
+    def refusal(self, kernel: Kernel, arguments: Mapping[str, Any], needs_dtypes: tuple[str, ...]) -> str:
+        """Why the kernel does not take the call, all reasons; "" if it does."""
+        known = spec(kernel.op)
+        dims = {n: size for n, size in known.bind(arguments).items() if n not in STEP_DIMS or n == "S"}
+        dtypes, quant = described(known, arguments)
+        reasons = self.catalogue.refusals(kernel, Call(kernel.op, dims, dtypes, quant, self.source.device))
+        claimed = {word for need in kernel.needs if isinstance(need, DType) for word in need.allowed}
+        missing = [n for n in needs_dtypes if n not in self.source.capability.dtypes and n not in claimed]
+        return "; ".join([*reasons, *(f"the device does not list {n}" for n in missing)])
+
+    def prepare(self, kernel: Kernel, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments with weights in the layouts that the kernel reads."""
+        changed = dict(given)
+        for path, layout in kernel.layouts.items():
+            if layout == "canonical":
+                continue
+            head, _, member = path.partition(".")
+            weight = changed[head].get(member) if member and changed.get(head) is not None else changed.get(head)
+            if weight is None:
+                continue
+            prepared = self.source.backend.prepare(weight, layout, self.source.device)
+            changed[head] = {**changed[head], member: prepared} if member else prepared
+        return changed
+
+    def synchronize(self) -> None:
+        if self.device.type != "cpu":
+            self.source.backend.synchronize(self.source.device)
+
+

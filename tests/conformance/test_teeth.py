@@ -1,0 +1,28 @@
+"""The suite catches every seeded fault at size small, and lets right kernels pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsv3 import conformance, ops
+from tests.conformance.mutants import Fault, every
+from tests.support.faulty import Made
+
+FAULTS = every()
+
+
+def test_there_are_many_faults_over_all_operators() -> None:
+    assert len(FAULTS) >= 60
+    assert {f.op for f in FAULTS} == set(ops.names())
+    assert len({(f.op, f.name) for f in FAULTS}) == len(FAULTS)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.op}: {f.name}")
+def test_a_fault_is_caught(fault: Fault) -> None:
+    torch.manual_seed(0)
+    made = Made({fault.op: fault.function}, "mutant", **fault.claims)
+    report = conformance.run(made, ops=[fault.op], size="small", fail_fast=True)
+    assert report.failed, f"{fault.op}: {fault.name} was not caught"
+    first = report.failed[0]
+    assert first.message and first.margin > 1 and first.id in first.repeat
