@@ -110,6 +110,8 @@ def tune(
         for done, task in enumerate(found.tasks):
             if not run.task(task, done):
                 break
+        if run.short and not report.stopped:
+            report.stopped = "the budget is spent"
     except KeyboardInterrupt:
         report.stopped = "interrupted"
     return report
@@ -133,6 +135,7 @@ class _Run:
         self.source = catalogue.source
         self.place = torch_device(self.source)
         self.conditions = Conditions(self.source)
+        self.short = False  # something was left out because there was not enough time for it
         self._warned: set[Any] = set()
         self._took: dict[Any, list[tuple[int, float]]] = {}
 
@@ -228,6 +231,7 @@ class _Run:
             return f"its inputs of {need / 1e9:.1f} GB, and float64 copies to verify with, do not fit in memory"
         likely = _extrapolated(self._took.get((task.op, task.example.key), []), task.tokens)
         if likely > self.left:
+            self.short = True
             return f"would take about {likely:.0f} s, more than is left of the budget"
         return ""
 
