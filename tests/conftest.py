@@ -16,6 +16,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in [n for n in os.environ if n.startswith("DSV3_") and n != "DSV3_TEST_DATA"]:
         del os.environ[name]
     os.environ["XDG_CONFIG_HOME"] = str(root / "config")
+    os.environ["XDG_DATA_HOME"] = str(root / "data")
     os.environ["XDG_CACHE_HOME"] = str(root / "cache")
     os.environ["TRITON_CACHE_DIR"] = str(root / "triton")
     os.environ["NUMBA_CACHE_DIR"] = str(root / "numba")

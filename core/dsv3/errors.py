@@ -6,7 +6,8 @@ Every message says what failed, why, and what to do about it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class Dsv3Error(Exception):
@@ -25,6 +26,18 @@ class BackendUnavailable(Dsv3Error):
     """A backend, device or pinned kernel that was asked for cannot be had."""
 
     exit_code = 3
+
+
+class KernelFailed(BackendUnavailable):
+    """A kernel raised, and nothing may take its place. selection: "kernel", "op", "site", "shapes", "why" of the call."""
+
+    def __init__(self, message: str, selection: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.selection: Mapping[str, Any] = dict(selection or {})
+
+
+class KernelWarning(RuntimeWarning):
+    """A kernel failed at its first call, and another runs instead."""
 
 
 class CheckpointError(Dsv3Error):

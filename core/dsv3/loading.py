@@ -15,16 +15,17 @@ from dsv3.checkpoint.validate import LoadPlan, plan_load
 from dsv3.engine.text import Tokenizer
 from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.graph.config import ModelConfig
-from dsv3.plugin import CacheSpec, KvDType, Prepared, Quant
+from dsv3.plugin import KvDType, Prepared, Quant
+from dsv3.settings import tuning_folder, variable
 
 if TYPE_CHECKING:
     import torch
 
-    from dsv3.dispatch.bind import Binding, Layout
     from dsv3.dispatch.choose import Source
+    from dsv3.dispatch.decision import Binding, Layout
     from dsv3.dispatch.placement import Placement
+    from dsv3.dispatch.site import Sites
     from dsv3.engine.model import Model
-    from dsv3.graph.transformer import Transformer
     from dsv3.graph.weights import ModelWeights
 
 DTYPES = ("float64", "float32", "bfloat16")
@@ -54,6 +55,8 @@ def load(
     emulate: bool | str = False,
     threads: int | None = None,
     progress: bool | None = None,
+    check: bool | None = None,
+    selection: Mapping[str, Any] | None = None,
 ) -> Model:
     """Load a checkpoint and bind its operators to kernels.
 
@@ -64,10 +67,13 @@ def load(
     device has FP8 units, else fp8-w8a16. kv_dtype: of the latent cache (default: dtype). pins: operator ->
     "backend.kernel". strict: a fallback to the reference is an error. mtp: load the MTP modules. emulate: True or an
     architecture's name. threads: torch's CPU threads. progress: None shows it on a terminal.
+    check: compare every call with its reference, see `Model.check_report`; None asks the variable DSV3_CHECK.
+    selection: what `Placement.selection()` gave in another process: the same kernels are bound, and nothing is selected.
 
     Raises UsageError, BackendUnavailable, CheckpointError, UnsupportedModel.
     """
-    asked = _Request(model, backend, device, dtype, quant, kv_dtype, pins, strict, mtp, emulate)
+    checked = variable("check") if check is None else check
+    asked = _Request(model, backend, device, dtype, quant, kv_dtype, pins, strict, mtp, emulate, bool(checked), selection)
     asked.check(threads)
     return _load(replace(asked, device=None if device == "meta" else device), device == "meta", threads, progress)
 
@@ -101,9 +107,36 @@ def load_on(
     mtp: bool = True,
 ) -> Model:
     """`load` on a backend and device that are at hand, which need not be installed: what the conformance suite calls."""
-    asked = _Request(model, source.name, None, dtype, quant, kv_dtype, {}, strict, mtp, False, source)
+    asked = _Request(model, source.name, None, dtype, quant, kv_dtype, {}, strict, mtp, False, source=source)
     asked.check(None)
     return _load(asked, False, None, False)
+
+
+def calls(
+    model: str,
+    *,
+    backend: str = "auto",
+    device: str | None = None,
+    dtype: str | None = None,
+    quant: Quant | None = None,
+    kv_dtype: KvDType | None = None,
+    emulate: bool | str = False,
+) -> tuple[Source, Sites]:
+    """The source that `load` with the same arguments would choose, and the calls the model makes, without reading weights: what
+    `dsv3 tune` measures. Raises as `load` does."""
+    from dsv3.dispatch.choose import choose
+    from dsv3.engine.trace import traced
+
+    asked = _Request(model, backend, device, dtype, quant, kv_dtype, {}, False, True, emulate)
+    asked.check(None)
+    folder = model_folder(os.fspath(model), True)
+    config = preset_config(model) if folder is None else folder_config(folder)
+    plan = LoadPlan()
+    if folder is not None and has_weights(folder):
+        plan = plan_load(config, open_checkpoint(folder), folder, True)
+    source = choose(backend, device, asked.emulated)
+    chosen = _formats(config, source, dtype, quant, kv_dtype, plan)
+    return source, traced(config, source, chosen.dtype, chosen.quant, chosen.kv_dtype, chosen.mtp_quant, True).sites
 
 
 @dataclass(frozen=True)
@@ -120,6 +153,8 @@ class _Request:
     strict: bool
     mtp: bool
     emulate: bool | str
+    compare: bool = False
+    selection: Mapping[str, Any] | None = None
     source: Source | None = None  # a backend that is at hand already
 
     @property
@@ -165,11 +200,14 @@ def _load(asked: _Request, meta: bool, threads: int | None, progress: bool | Non
 
     from dsv3.dispatch.choose import choose, torch_device
     from dsv3.dispatch.registration import BadRegistration
+    from dsv3.dispatch.selection import selected_backend
 
     if threads is not None:
         torch.set_num_threads(threads)
     name = folder.name if folder is not None and model != "demo" else model
     rejected: dict[str, str] = {}
+    if asked.selection is not None:
+        asked = replace(asked, backend=selected_backend(asked.selection, asked.backend))
     while True:
         source = asked.source or choose(asked.backend, asked.device, asked.emulated, rejected)
         source.notes += [f"{name}: {reason}" for name, reason in rejected.items()]
@@ -204,68 +242,39 @@ def _build(
     config: ModelConfig, source: Source, formats: _Formats, asked: _Request, place: torch.device, name: str
 ) -> tuple[Model, ModelWeights, Binding, dict[int, str]]:
     """The model over meta weights, with every call site bound."""
-    import torch
-
     from dsv3.dispatch.bind import Binder
-    from dsv3.dispatch.choose import cache_spec
     from dsv3.dispatch.placement import Placement
     from dsv3.dispatch.select import Catalogue
-    from dsv3.dispatch.site import Sites
+    from dsv3.dispatch.selection import same_as
     from dsv3.engine.model import Model
-    from dsv3.graph.transformer import Transformer
-    from dsv3.graph.weights import meta_weights, walk
-    from dsv3.graph.yarn import cos_sin_table
+    from dsv3.engine.trace import traced
+    from dsv3.graph.weights import walk
 
-    torch_dtype = getattr(torch, formats.dtype)
-    weights = meta_weights(config, torch_dtype, formats.quant, cos_sin_table(config, "meta"), asked.mtp, formats.mtp_quant)
-    paths = {id(value): path for path, _, _, value in walk(weights)}
-    sites = Sites()
-    graph = Transformer(config, weights, sites)
-    sample = sites("gumbel_argmax", "sampler")
-    chosen = Catalogue(source)
+    seen = traced(config, source, formats.dtype, formats.quant, formats.kv_dtype, formats.mtp_quant, asked.mtp)
+    weights, spec, torch_dtype = seen.weights, seen.spec, seen.dtype
+    chosen = Catalogue(source, tuning_folder())
     reference = chosen if source.name == "reference" else Catalogue(_reference_on(source))
-    spec = cache_spec(source, formats.kv_dtype)
-    for run in (0, 1):
-        with sites.recording(run):
-            _trace(graph, config, torch_dtype, spec, run + 1, sample)
-    binding = Binder(chosen, reference, _pinned(asked, source, chosen, reference)).bind(sites)
-    notes = [*source.notes, *binding.notes]
+    pinned = _pinned(asked, source, chosen, reference)
+    binding = Binder(chosen, reference, pinned, asked.strict, asked.compare).bind(seen.sites, asked.selection)
+    notes = binding.notes  # shared: what happens while running is added to it
+    notes[:0] = [*source.notes, *(chosen.tuned.notes if chosen.tuned is not None else [])]
     if spec.kv_dtype != formats.kv_dtype:
         text = f"backend {source.name!r} keeps its cache in {spec.kv_dtype}, not {formats.kv_dtype}"
         if asked.kv_dtype is not None:
             raise BackendUnavailable(f"{text}, as was asked for; leave kv_dtype out, or choose another backend")
         notes.append(text)
     placement = Placement(source.name, source.device, binding, name, formats.dtype, formats.quant, spec.kv_dtype, notes)
+    if asked.selection is not None:
+        same_as(placement, asked.selection)
     if asked.strict and (fallbacks := placement.fallbacks()):
         reasons = {d.op: "; ".join(f"{k}: {r}" for k, r in d.rejected) for _, _, d in placement.decisions() if d.fallback}
         listed = "; ".join(f"{op} ({reasons[op]})" for op in fallbacks)
         raise BackendUnavailable(
             f"strict: backend {source.name!r} leaves {len(fallbacks)} operators to the reference: {listed}"
         )
-    model = Model(config, graph, sample, placement, spec, source, place, torch_dtype)
+    paths = {id(value): path for path, _, _, value in walk(weights)}
+    model = Model(config, seen.graph, seen.sample, placement, spec, source, place, torch_dtype)
     return model, weights, binding, paths
-
-
-def _trace(graph: Transformer, c: ModelConfig, dtype: torch.dtype, spec: CacheSpec, tokens: int, sample: Any) -> None:
-    """Run the graph on meta tensors once per path: expanded, absorbed, MTP, head and sampler."""
-    import torch
-
-    from dsv3.engine.cache import allocate_planes, meta_step
-
-    caches = [
-        allocate_planes(c, 1, spec.page_size, spec.kv_dtype, dtype, torch.device("meta"))
-        for _ in range(c.num_hidden_layers + len(graph.mtp))
-    ]
-    for absorbed in (False, True):
-        step = meta_step(tokens, absorbed)
-        hidden, for_mtp = graph.forward(step, caches)
-        for k in range(len(graph.mtp)):
-            step = meta_step(tokens, absorbed, start=1)
-            graph.mtp_forward(step, for_mtp, caches, k)
-    logits = graph.logits(hidden, 0)
-    index = torch.empty(tokens, dtype=torch.int64, device="meta")
-    temperature = torch.empty(tokens, dtype=torch.float32, device="meta")
-    sample[0](logits=logits, seeds=index, positions=index, temperature=temperature)
 
 
 def _reference_on(source: Source) -> Source:

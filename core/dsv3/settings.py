@@ -52,6 +52,8 @@ SETTINGS: dict[str, Setting] = {
         Setting("top_p", float, 1.0, "sample from the smallest set of tokens with this probability"),
         Setting("seed", int, None, "of the sampling noise (default: random)"),
         Setting("draft", str, None, "mtp: guess with the MTP module and verify; same text, fewer steps"),
+        Setting("tuning_dir", str, None, "folder of dsv3 tune's measurements (default: dsv3/tuning in $XDG_DATA_HOME)"),
+        Setting("check", _flag, False, "compare every call with its reference; print the first divergence (slow)"),
         Setting("debug", _flag, False, "show tracebacks"),
     )
 }
@@ -80,6 +82,19 @@ def config_path() -> Path:
         raise UsageError(f"the folder of settings {named or root!r}: {error}; set DSV3_CONFIG to a file") from error
 
 
+def tuning_folder(flag: str | None = None) -> Path:
+    """Where `dsv3 tune` keeps its measurements: the flag, else $DSV3_TUNING_DIR, else tuning_dir of the TOML file, else
+    dsv3/tuning in the user's data folder."""
+    named = flag or os.environ.get(PREFIX + "TUNING_DIR")
+    if not named and "tuning_dir" in (table := _file()):
+        named = _typed(SETTINGS["tuning_dir"], table["tuning_dir"], config_path())
+    root = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
+    try:
+        return Path(named).expanduser() if named else Path(root).expanduser() / "dsv3" / "tuning"
+    except RuntimeError as error:  # ~ of a user who does not exist
+        raise UsageError(f"the folder of tuning data {named or root!r}: {error}; set DSV3_TUNING_DIR to a folder") from error
+
+
 def resolve(flags: Mapping[str, Any]) -> dict[str, Resolved]:
     """Every setting; flags that are None count as not given. UsageError for an unknown variable or key, or a bad value."""
     variables = _variables()
@@ -96,6 +111,14 @@ def resolve(flags: Mapping[str, Any]) -> dict[str, Resolved]:
         else:
             found[name] = Resolved(setting.default, "default")
     return found
+
+
+def variable(name: str) -> Any:
+    """A setting as its variable alone has it, else its default: for the library, which reads no file. UsageError for a bad
+    value."""
+    setting, key = SETTINGS[name], PREFIX + name.upper()
+    text = os.environ.get(key)
+    return _converted(setting, text, key) if text else setting.default
 
 
 def _variables() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The fixture that installs backend "acme"."""
+"""Fixtures that install backends made on the fly."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from tests.support.acme import BODY, KERNELS, Make
+from tests.support.failing import KERNELS as FAILING
+from tests.support.failing import Install
 from tests.support.plugins import good, write_plugin
 
 
@@ -28,3 +30,19 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
         return importlib.import_module(f"{module}_kernels")
 
     return build
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Install a plugin from its source; returns the kernel module of `tests.support.failing`, which says how kernels fail."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def add(name: str, text: str, **metadata: str) -> Any:
+        write_plugin(tmp_path, name, text, **metadata)
+        (tmp_path / "dsv3_acme_kernels.py").write_text(FAILING)
+        importlib.invalidate_caches()
+        for loaded in (metadata.get("dist", f"dsv3-{name}").replace("-", "_"), "dsv3_acme_kernels"):
+            sys.modules.pop(loaded, None)
+        return importlib.import_module("dsv3_acme_kernels")
+
+    return add

@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from dsv3.cli.arguments import COMMANDS, build_parser
 from dsv3.cli.streams import one_line, open_streams
-from dsv3.errors import Dsv3Error
+from dsv3.errors import Dsv3Error, KernelWarning
 from dsv3.settings import resolve
 
 
@@ -24,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if parsed.command != "doctor":  # which shows what is wrong with settings
             debug = bool(resolve(vars(parsed))["debug"].value)
         command = importlib.import_module(f"dsv3.cli.{COMMANDS[parsed.command][0]}")
-        code = int(command.main(parsed) or 0)
+        with _plain_warnings():
+            code = int(command.main(parsed) or 0)
         sys.stdout.flush()
         return code
     except SystemExit as stop:  # argparse: --help and --version
@@ -44,3 +48,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = one_line(f"{type(error).__name__}: {error}")
         print(f"error: {text}; add --debug for the traceback", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """What the program itself warns of is one line for a person, without the place in its source."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def plain(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+            if issubclass(category, KernelWarning):
+                print(f"dsv3: warning: {one_line(str(message))}", file=sys.stderr)
+            else:
+                show(message, category, *where, **more)
+
+        warnings.showwarning = plain
+        yield

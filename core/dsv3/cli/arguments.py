@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import NoReturn
 
 from dsv3 import __version__
@@ -16,6 +17,8 @@ COMMANDS = {
     "explain": ("explain", "show which kernel runs an operator, and why not the others"),
     "plugin": ("plugin", "start a backend of your own, or check the installed ones"),
     "export": ("export", "write a model in another format: ONNX graphs with their weights"),
+    "tune": ("tune", "measure a model's kernels on this machine, and use the fastest right ones from then on"),
+    "bench": ("bench", "measure what dsv3 itself costs"),
     "doctor": ("doctor", "show versions, devices, plugins and settings"),
 }
 
@@ -41,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     _explain(made["explain"])
     _plugin(made["plugin"])
     _export(made["export"])
+    _tune(made["tune"])
+    _bench(made["bench"])
     made["doctor"].add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 
@@ -56,7 +61,7 @@ def _setting(parser: argparse.ArgumentParser, *names: str) -> None:
             parser.add_argument(flag, type=setting.convert, help=setting.help + default, metavar=name.upper())
 
 
-def _placement(parser: argparse.ArgumentParser) -> None:
+def _formats(parser: argparse.ArgumentParser) -> None:
     _setting(parser, "model", "backend", "device", "dtype", "quant", "kv_dtype")
     parser.add_argument(
         "--emulate",
@@ -65,6 +70,10 @@ def _placement(parser: argparse.ArgumentParser) -> None:
         metavar="ARCH",
         help="run the backend's kernels without its device, as on ARCH (after the prompt, or as --emulate=ARCH)",
     )
+
+
+def _placement(parser: argparse.ArgumentParser) -> None:
+    _formats(parser)
     parser.add_argument(
         "--kernel", action="append", default=[], metavar="OP=BACKEND.KERNEL", help="pin an operator to a kernel; repeatable"
     )
@@ -75,6 +84,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", help="text to continue; none: standard input")
     _placement(parser)
     _setting(parser, "threads", "max_new_tokens", "temperature", "top_p", "seed", "draft")
+    _setting(parser, "check")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; repeatable")
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the end-of-text token")
     parser.add_argument("--interactive", action="store_true", help="converse; /clear forgets, /exit ends")
@@ -106,3 +116,29 @@ def _export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("dst", metavar="DST", help="folder to write; must not exist")
     parser.add_argument("--format", choices=["onnx"], required=True, help="onnx: standard operators, prefill and decode")
     parser.add_argument("--dtype", help="of activations and weights: float64, float32 or bfloat16 (default: float32)")
+
+
+def _tune(parser: argparse.ArgumentParser) -> None:
+    _formats(parser)
+    parser.add_argument("--budget", type=_seconds, default=120.0, metavar="SECONDS", help="time to spend (default: 120)")
+    parser.add_argument("--ops", metavar="A,B", help="only these operators")
+    parser.add_argument("--list", action="store_true", help="show what was measured, and what of it no longer counts")
+    parser.add_argument("--clear", action="store_true", help="forget what was measured for this backend and device")
+    _setting(parser, "tuning_dir")
+
+
+def _seconds(text: str) -> float:
+    """ "120" or "120s"."""
+    seconds = float(text.removesuffix("s"))
+    if not math.isfinite(seconds):
+        raise ValueError("not finite")
+    return seconds
+
+
+def _bench(parser: argparse.ArgumentParser) -> None:
+    what = parser.add_subparsers(dest="bench", required=True, metavar="WHAT", parser_class=_Parser)
+    text = "what a bound call costs beyond the direct call of its kernel, and that no step selects anything"
+    dispatch = what.add_parser("dispatch", help=text, description=text)
+    _placement(dispatch)
+    dispatch.add_argument("--json", metavar="FILE", help="write the figures there too")
+    dispatch.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)

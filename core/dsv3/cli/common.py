@@ -23,7 +23,8 @@ def load_model(arguments: argparse.Namespace, settings: dict[str, Any]) -> Model
     """The model that the flags ask for."""
     from dsv3.loading import load
 
-    return load(settings["model"], threads=settings["threads"], progress=True, **_placement(arguments, settings))
+    options = {"threads": settings["threads"], "check": settings["check"], "progress": True}
+    return load(settings["model"], **options, **_placement(arguments, settings))
 
 
 def place_model(arguments: argparse.Namespace, settings: dict[str, Any]) -> Placement:

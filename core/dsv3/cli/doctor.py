@@ -15,7 +15,7 @@ from dsv3.cli import probe
 from dsv3.cli.common import table
 from dsv3.errors import UsageError
 from dsv3.resources import resources
-from dsv3.settings import config_path, resolve
+from dsv3.settings import config_path, resolve, tuning_folder
 
 _PACKAGES = ("torch", "triton", "numpy", "safetensors", "tokenizers", "stevedore", "onnx", "torch-npu")
 
@@ -33,6 +33,8 @@ def main(arguments: argparse.Namespace) -> int:
     if rows:
         print(table(rows))
     print(f"  file: {found['config_file']}")
+    print(f"\ntuning measurements: {found['tuning_folder']}")
+    print(table([_measured(t) for t in found["tuning"]] or [("  none; `dsv3 tune` makes them", "", "")]))
     print("\nbackends")
     backends = [(f"  {b['backend']}", b["state"], b["package"], b["detail"] or (b["device"] or {}).get("text", ""))
             for b in found["backends"]]  # fmt: skip
@@ -54,7 +56,24 @@ def gather(arguments: argparse.Namespace) -> dict[str, Any]:
         "settings_problem": problem,
         "config_file": f"{config_path()} ({'read' if config_path().exists() else 'absent'})",
         "backends": probe.gather(),
+        **_tuning(),
     }
+
+
+def _measured(entry: dict[str, Any]) -> tuple[str, str, str]:
+    """Measurements of one backend and device: how many are used, how many are not and why."""
+    ignored = [f"{count} ignored: {reason}" for reason, count in entry["ignored"].items()]
+    return f"  {entry['backend'] or entry['file']}", entry["device"], "; ".join([f"{entry['used']} used", *ignored])
+
+
+def _tuning() -> dict[str, Any]:
+    from dsv3.dispatch.tuning_status import status
+
+    try:
+        folder = tuning_folder()
+    except UsageError as error:
+        return {"tuning_folder": f"error: {error}", "tuning": []}
+    return {"tuning_folder": str(folder), "tuning": status(folder)}
 
 
 def _versions() -> dict[str, str]:

@@ -47,14 +47,23 @@ def _run(
     print(f"dsv3: {placement.summary}", file=sys.stderr)
     for note in placement.notes:
         print(f"dsv3: note: {note}", file=sys.stderr)
-    if arguments.interactive:
-        return _converse(model, options, out)
-    assert prompts is not None
-    if arguments.input_file is None and not arguments.json:
+    try:
+        _answer(model, arguments, prompts, options, out)
+    finally:
+        if (report := model.check_report()) is not None:
+            print(f"dsv3: check: {report}", file=sys.stderr)
+    return 0
+
+
+def _answer(
+    model: Model, arguments: argparse.Namespace, prompts: list[str] | None, options: dict[str, Any], out: TextIO
+) -> None:
+    if prompts is None:
+        _converse(model, options, out)
+    elif arguments.input_file is None and not arguments.json:
         _stream(model, prompts[0], options, out)
     else:
         _batch(model, prompts, options, arguments, out)
-    return 0
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str] | None:
@@ -142,7 +151,7 @@ def _statistics(stats: Mapping[str, float]) -> str:
     return text
 
 
-def _converse(model: Model, options: Mapping[str, Any], out: TextIO) -> int:
+def _converse(model: Model, options: Mapping[str, Any], out: TextIO) -> None:
     """A conversation: Ctrl-C ends the reply, /exit or the end of input ends the program."""
     model.chat_ids([{"role": "user", "content": ""}])  # a model without a template is refused before the first question
     history: list[dict[str, str]] = []
@@ -150,7 +159,7 @@ def _converse(model: Model, options: Mapping[str, Any], out: TextIO) -> int:
     while True:
         line = _ask()
         if line is None or line.strip() == "/exit":
-            return 0
+            return
         text = line.strip()
         if text == "/clear":
             history.clear()

@@ -83,7 +83,13 @@ def strided(x: Tensor, extra: int = 3) -> Tensor:
 
 
 def weight(
-    d: Data, name: str, quant: Quant, shape: Sequence[int], dtype: torch.dtype, distribution: str = "normal", fmt: str = "float32"
+    d: Data,
+    name: str,
+    quant: Quant,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    distribution: str = "normal",
+    fmt: str = "float32",
 ) -> Prepared:
     """A canonical weight [N, K] or [E, N, K] whose 128x128 blocks, rows and groups differ in size by powers of two, so that a
     scale from the neighbouring one is far off."""
@@ -112,7 +118,9 @@ def padded(width: int, quant: Quant) -> int:
     return blocks(width) * BLOCK if SCHEMES[quant].weights == "fp8" else width
 
 
-def gate_up(d: Data, name: str, quant: Quant, lead: Sequence[int], width: int, k: int, dtype: torch.dtype, fmt: str) -> Prepared:
+def gate_up(
+    d: Data, name: str, quant: Quant, lead: Sequence[int], width: int, k: int, dtype: torch.dtype, fmt: str
+) -> Prepared:
     """[.., 2I, H] with gate rows first; FP8 padded with zero rows in both halves."""
     full = padded(width, quant)
     both = weight(d, name, quant, (*lead, 2 * full, k), dtype, fmt=fmt)

@@ -48,7 +48,9 @@ class Exam:
         except Exception as error:
             return Verdict(math.inf, 0.0, f"raised {root_cause(error)}")
         if message:
-            return Verdict(math.inf if self.worst.margin <= 1 else self.worst.margin, self.worst.nmse, message, self.worst.details)
+            return Verdict(
+                math.inf if self.worst.margin <= 1 else self.worst.margin, self.worst.nmse, message, self.worst.details
+            )
         return self.worst
 
     # -- the steps
@@ -142,11 +144,11 @@ class Exam:
                 return f"an output shares memory with input {owner}: outputs must be fresh memory"
         return placed.disturbed()
 
-    def _value(self, outputs: Any, prepared: Mapping[str, Any], arguments: Mapping[str, Any], expected: list[Expectation]) -> str:
+    def _value(
+        self, outputs: Any, prepared: Mapping[str, Any], arguments: Mapping[str, Any], expected: list[Expectation]
+    ) -> str:
         after = self._state(prepared)
-        verdict = judge(
-            self.case.op, arguments, to_cpu(outputs), numerics=self.kernel.numerics, after=after, expected=expected
-        )
+        verdict = judge(self.case.op, arguments, to_cpu(outputs), numerics=self.kernel.numerics, after=after, expected=expected)
         if verdict.message or verdict.margin >= self.worst.margin:
             self.worst = Verdict(verdict.margin, max(verdict.nmse, self.worst.nmse), "", verdict.details)
         return verdict.message

@@ -56,4 +56,6 @@ def cases(others: Mapping[str, Case]) -> Iterator[Case]:
     for relation, names in _ON.items():
         for name in names:
             for tag in ("f32", "bf16"):
-                yield replace(others[f"{name}/{tag}"], name=f"{name.partition('/')[2]}/{relation}", relation=relation, size="small")
+                yield replace(
+                    others[f"{name}/{tag}"], name=f"{name.partition('/')[2]}/{relation}", relation=relation, size="small"
+                )

@@ -41,7 +41,9 @@ class RoundTrip:
         for kernel in target.kernels(self.op):
             takes = [n for n in kernel.needs if type(n).__name__ == "Scheme"]
             if all(self.quant in n.allowed for n in takes):
-                layouts.update({(path, layout): kernel.name for path, layout in kernel.layouts.items() if layout != "canonical"})
+                layouts.update(
+                    {(path, layout): kernel.name for path, layout in kernel.layouts.items() if layout != "canonical"}
+                )
         if not layouts:
             why = "no kernel for it reads a layout of its own with this scheme"
             yield CaseResult(self.id, self.op, "", "absent", 0.0, 0.0, why, repeat)

@@ -206,5 +206,3 @@ def _examine(plan: Plan, target: Target, case: Case, kernel: Kernel) -> CaseResu
 
 def _details(details: Any) -> dict[str, Any]:
     return {k: v for k, v in details.items() if v is not None}
-
-

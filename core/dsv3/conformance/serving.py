@@ -81,6 +81,7 @@ def _neighbours(r: Runs) -> Answer:
     return compare(found, plain, truth, r.formats.dtype)
 
 
+@torch.inference_mode()
 def poison(cache: BatchCache) -> None:
     """NaN in every plane."""
     for layer in cache.layers:
@@ -146,7 +147,7 @@ def _graph(r: Runs) -> Answer:
     out: list[Tensor] = []
 
     def run() -> None:
-        hidden, _ = model._graph.forward(static, cache.layers)
+        hidden, _ = model.graph.forward(static, cache.layers)
         out[:] = [model.head(hidden)]
 
     with torch.inference_mode():
@@ -154,7 +155,7 @@ def _graph(r: Runs) -> Answer:
         replay = target.source.backend.capture(run, target.source.device)
         if replay is None:
             return "the backend captures no graphs"
-        expected = [model.head(model._graph.forward(step, cache.layers)[0]).clone() for step in steps]
+        expected = [model.head(model.graph.forward(step, cache.layers)[0]).clone() for step in steps]
         for at, step in enumerate(steps):
             for name in ("ids", "positions", "slots", "block_table", "seq_lens", "cu_q", "cu_k"):
                 getattr(static, name).copy_(getattr(step, name))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dsv3.dispatch.choose import Source, cache_spec, named, probe_backend, torch_device
+from dsv3.dispatch.configs import Config
 from dsv3.dispatch.registration import resolve
 from dsv3.dispatch.select import Catalogue
 from dsv3.dispatch.site import described
@@ -59,9 +60,16 @@ class Target:
 
     @functools.cache  # noqa: B019  a target lives as long as its run
     def function(self, op: str, name: str) -> Any:
-        """The kernel's function, defaults filled in by the caller."""
+        """The kernel's function, defaults filled in by the caller; one with configurations gets that of each call's sizes."""
         kernel = next(k for k in self.kernels(op) if k.name == name)
-        return resolve(kernel, self.name)
+        function = resolve(kernel, self.name)
+        if kernel.configs is None:
+            return function
+        return lambda **arguments: function(**arguments, config=self._config(kernel, arguments))
+
+    def _config(self, kernel: Kernel, arguments: Mapping[str, Any]) -> Config | None:
+        table = self.catalogue.table(kernel)
+        return None if table is None else table.first(self.source.device.arch, spec(kernel.op).bind(arguments))
 
     def refusal(self, kernel: Kernel, arguments: Mapping[str, Any], needs_dtypes: tuple[str, ...]) -> str:
         """Why the kernel does not take the call, all reasons; "" if it does."""
@@ -71,6 +79,8 @@ class Target:
         reasons = self.catalogue.refusals(kernel, Call(kernel.op, dims, dtypes, quant, self.source.device))
         claimed = {word for need in kernel.needs if isinstance(need, DType) for word in need.allowed}
         missing = [n for n in needs_dtypes if n not in self.source.capability.dtypes and n not in claimed]
+        if kernel.configs is not None and self._config(kernel, arguments) is None:
+            reasons.append(f"table {kernel.configs} has no configuration for {self.source.device.arch} and this call")
         return "; ".join([*reasons, *(f"the device does not list {n}" for n in missing)])
 
     def prepare(self, kernel: Kernel, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -90,5 +100,3 @@ class Target:
     def synchronize(self) -> None:
         if self.device.type != "cpu":
             self.source.backend.synchronize(self.source.device)
-
-

@@ -2,133 +2,117 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from types import SimpleNamespace
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
 
-from dsv3.dispatch.registration import resolve
-from dsv3.dispatch.select import Bucket, Candidate, Catalogue, bucket_edges, buckets
-from dsv3.dispatch.site import Example, RecordingOps, Sites, examples, switch_key
+from dsv3.dispatch.check import Checker
+from dsv3.dispatch.decision import CANONICAL, Binding, Decision, Layout
+from dsv3.dispatch.firstcall import Assembly
+from dsv3.dispatch.node import Node
+from dsv3.dispatch.order import why_not, why_taken
+from dsv3.dispatch.select import Bucket, Candidate, Catalogue, NoKernel, bucket_edges, buckets
+from dsv3.dispatch.site import Sites, examples
 from dsv3.errors import BackendUnavailable
 from dsv3.ops import spec
-from dsv3.plugin import Kernel, Prepared
-
-
-class Layout(NamedTuple):
-    """A layout's name, and the backend that can prepare it."""
-
-    name: str
-    backend: str = ""
-
-
-CANONICAL = Layout("canonical")
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What one operator does at one site in one bucket. Exactly one of kernel, parts, cases is set.
-
-    kernel: a kernel taken whole. parts: a composite through its decomposition. cases: calls of different shapes inside one
-    decomposition that were decided differently, by `switch_key`.
-    """
-
-    op: str
-    why: str
-    rejected: tuple[tuple[str, str], ...]
-    kernel: Candidate | None = None
-    parts: Mapping[str, Decision] = field(default_factory=dict)
-    cases: Mapping[tuple[int, ...], Decision] = field(default_factory=dict)
-    fallback: bool = False
-
-    def walk(self) -> Iterator[Decision]:
-        """This decision and all below it."""
-        yield self
-        for inner in (*self.parts.values(), *self.cases.values()):
-            yield from inner.walk()
-
-
-class _Node:
-    """An operator with all the calls it must serve, and, for a composite, the calls its decomposition makes."""
-
-    def __init__(self, op: str, calls: list[Example]) -> None:
-        self.op = op
-        self.calls = calls
-
-    @functools.cached_property
-    def children(self) -> dict[str, _Node]:
-        decompose = spec(self.op).decompose
-        if decompose is None:
-            return {}
-        first: dict[str, list[Any]] = {}
-        second: dict[str, list[Any]] = {}
-        for call in self.calls:
-            for collected, arguments in zip((first, second), call.arguments, strict=True):
-                ops = RecordingOps()
-                decompose(ops, **arguments)
-                for op, seen in ops.seen.items():
-                    collected.setdefault(op, []).extend(seen)
-        return {op: _Node(op, examples(op, first[op], second[op])) for op in first}
-
-    @functools.cached_property
-    def inner(self) -> set[str]:
-        """All operators below this one."""
-        return {node.op for child in self.children.values() for node in child.walk()}
-
-    def walk(self) -> Iterator[_Node]:
-        yield self
-        for child in self.children.values():
-            yield from child.walk()
-
-
-@dataclass
-class Binding:
-    """The outcome: buckets, decisions per site and bucket, the layout and backend of each weight that is not canonical, and all
-    kernels that were on offer, by backend and operator."""
-
-    buckets: list[Bucket]
-    decisions: list[tuple[str, str, list[Decision]]]
-    layouts: dict[int, Layout]
-    offered: Mapping[str, Mapping[str, list[Kernel]]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def bucket(self, tokens: int) -> int:
-        """Index of the bucket that a step of this many tokens falls into; looked up once per step."""
-        for index, (_, last) in enumerate(self.buckets):
-            if tokens <= last:
-                return index
-        return len(self.buckets) - 1
+from dsv3.plugin import Backend, Prepared
 
 
 class Binder:
     """Decides for all sites of a graph that has been recorded."""
 
-    def __init__(self, chosen: Catalogue, reference: Catalogue, pinned: Mapping[str, tuple[Catalogue, str]]) -> None:
+    def __init__(
+        self,
+        chosen: Catalogue,
+        reference: Catalogue,
+        pinned: Mapping[str, tuple[Catalogue, str]],
+        strict: bool = False,
+        check: bool = False,
+    ) -> None:
         self.chosen = chosen
         self.reference = reference
         self.pinned = pinned
+        self.strict = strict
+        self.check = check
+        # (kernel, operator, `Example.key`) -> why it failed while running.
+        self.quarantined: dict[tuple[str, str, Hashable], str] = {}
+        self._settled = False
         self._fixed: dict[int, Layout] = {}
         self._banned: set[tuple[int, Layout]] = set()
         self._pins_met: set[str] = set()
 
-    def bind(self, sites: Sites) -> Binding:
-        """Fill every recorded site with bound kernels. Raises BackendUnavailable for a pin that cannot be met."""
-        nodes = [(site, _Node(site.op, examples(site.op, *site.seen))) for site in sites.all if site.seen[0]]
+    def bind(self, sites: Sites, selection: Mapping[str, Any] | None = None) -> Binding:
+        """Fill every recorded site with bound kernels: selected, or as a selection made elsewhere says. Raises
+        BackendUnavailable for a pin that cannot be met, or a kernel that is not there."""
+        nodes = [(site, Node(site.op, examples(site.op, *site.seen))) for site in sites.all if site.seen[0]]
         catalogues = [self.chosen, *(catalogue for catalogue, _ in self.pinned.values())]
-        calls = [call for _, node in nodes for inner in node.walk() for call in inner.calls]
-        spans = buckets(bucket_edges(catalogues, calls))
-        plans = self._plans([node for _, node in nodes], spans)
-        notes = self._check_pins(spans, plans)
-        for (site, _), plan in zip(nodes, plans, strict=True):
-            site[:] = [self._callable(decision) for decision in plan]
-            site.seen = [[], []]
+        notes: list[str] = []
+        if selection is not None:
+            spans: list[Bucket] = [(first, last) for first, last in selection["buckets"]]
+            plans = self._restored(selection, [(site.op, site.where, node) for site, node in nodes])
+        else:
+            calls = [call for _, node in nodes for inner in node.walk() for call in inner.calls]
+            spans = buckets(bucket_edges(catalogues, calls))
+            plans = self._plans([node for _, node in nodes], spans)
+            notes = self._check_pins(spans, plans)
+        self._settled = True
         where = [(site.op, site.where, plan) for (site, _), plan in zip(nodes, plans, strict=True)]
         layouts = {w: fixed for w, fixed in self._fixed.items() if fixed != CANONICAL}
         offered = {c.source.name: c.kernels for c in (self.reference, *catalogues)}
-        return Binding(spans, where, layouts, offered, notes)
+        binding = Binding(spans, where, layouts, offered, notes, checker=Checker() if self.check else None)
+        assembly = Assembly(self, binding)
+        for (site, node), plan in zip(nodes, plans, strict=True):
+            site[:] = [_unbound] * len(spans)
+            for index, decision in enumerate(plan):
+                assembly.place(decision, node, spans[index], site.where, site, index)
+            site.seen = [[], []]
+        return binding
 
-    def _plans(self, nodes: list[_Node], spans: list[Bucket]) -> list[list[Decision]]:
+    def _restored(self, selection: Mapping[str, Any], nodes: list[tuple[str, str, Node]]) -> list[list[Decision]]:
+        """The decisions that a selection names, over this process's catalogues."""
+        written = {(entry["op"], entry["site"]): entry["plan"] for entry in selection["sites"]}
+        if missing := [f"{op} at {where}" for op, where, _ in nodes if (op, where) not in written]:
+            raise BackendUnavailable(f"the selection says nothing of {missing[0]}: it was made for another model")
+        return [[self._restore(plain, node) for plain in written[op, where]] for op, where, node in nodes]
+
+    def _restore(self, plain: Mapping[str, Any], node: Node) -> Decision:
+        rejected = [(kernel, reason) for kernel, reason in plain["rejected"]]
+        if name := plain.get("kernel"):
+            config = MappingProxyType(dict(plain["config"])) if "config" in plain else None
+            offered = ((c.source, kernel) for c in self._catalogues() for kernel in c.kernels.get(node.op, ()))
+            every = (Candidate(source, kernel, config=config) for source, kernel in offered)
+            found = next((candidate for candidate in every if candidate.name == name), None)
+            if found is None:
+                hint = "install the same plugins and pass the same pins"
+                raise BackendUnavailable(f"the selection runs {node.op} with {name}, which is not here; {hint}")
+            return self._take(found, node, plain["why"], rejected, plain["fallback"])
+        if cases := plain.get("cases"):
+            made = {tuple(shape): self._restore(inner, node.groups[tuple(shape)]) for shape, inner in cases}
+            return Decision(node.op, plain["why"], tuple(rejected), cases=made)
+        self._require_canonical(node)
+        parts = {op: self._restore(inner, node.children[op]) for op, inner in plain["parts"].items()}
+        return Decision(node.op, plain["why"], tuple(rejected), parts=parts)
+
+    # -- what the assembly asks while the model runs: layouts are settled then, and weights prepared
+
+    def redecide(self, node: Node, span: Bucket) -> Decision:
+        """The decision without what has been quarantined since. Canonical weights can always be had."""
+        return self._decide(node, span)
+
+    def layout(self, weight: Prepared) -> Layout:
+        """The layout that a recorded weight is prepared in."""
+        return self._fixed.get(id(weight), CANONICAL)
+
+    def backend(self, name: str) -> Backend:
+        """The backend of this name, of those that take part."""
+        return next(c.source.backend for c in self._catalogues() if c.source.name == name)
+
+    def _catalogues(self) -> Iterator[Catalogue]:
+        yield from (self.chosen, self.reference, *(catalogue for catalogue, _ in self.pinned.values()))
+
+    # -- deciding
+
+    def _plans(self, nodes: list[Node], spans: list[Bucket]) -> list[list[Decision]]:
         """A decision per node and bucket. Calls that read the most weights go first: a kernel for a whole block chooses the
         layouts, and kernels for its parts follow. Where a weight turns out to be needed in two layouts, the one that is not
         canonical is banned for it, and everything is decided again."""
@@ -143,17 +127,17 @@ class Binder:
             if len(self._banned) == conflicts:
                 return plans
 
-    def _plan(self, node: _Node, spans: list[Bucket]) -> list[Decision]:
+    def _plan(self, node: Node, spans: list[Bucket]) -> list[Decision]:
         """A decision per bucket. Those in which a kernel could take the whole of a composite are decided first: its layouts
         then bind the parts in the others, and not the other way round."""
 
         def in_parts(index: int) -> bool:
-            return all(c.reasons for c in self.chosen.candidates(node.op, node.calls, spans[index]))
+            return all(c.reasons or c.wrong for c in self.chosen.candidates(node.op, node.calls, spans[index]))
 
         decided = {i: self._decide(node, spans[i]) for i in sorted(range(len(spans)), key=in_parts)}
         return [decided[i] for i in range(len(spans))]
 
-    def _fix_pinned(self, nodes: list[_Node], spans: list[Bucket]) -> None:
+    def _fix_pinned(self, nodes: list[Node], spans: list[Bucket]) -> None:
         """Pinned kernels choose layouts before anybody else."""
         for node in (inner for top in nodes for inner in top.walk() if inner.op in self.pinned):
             catalogue, name = self.pinned[node.op]
@@ -164,19 +148,16 @@ class Binder:
                             if (weight, want) not in self._banned:
                                 self._fixed.setdefault(weight, want)
 
-    def _decide(self, node: _Node, span: Bucket) -> Decision:
-        groups: dict[tuple[int, ...], list[Example]] = {}
-        for call in node.calls:
-            groups.setdefault(call.shape_key, []).append(call)
-        if len(groups) == 1:
+    def _decide(self, node: Node, span: Bucket) -> Decision:
+        if len(node.groups) == 1:
             return self._decide_group(node, span)
-        cases = {key: self._decide_group(_Node(node.op, calls), span) for key, calls in groups.items()}
+        cases = {key: self._decide_group(group, span) for key, group in node.groups.items()}
         first = next(iter(cases.values()))
-        if all(_same(first, other) for other in cases.values()):
+        if all(_same(first, other) for other in cases.values()) and not any(d.cases for d in first.walk()):
             return first
         return Decision(node.op, "decided by shape", (), cases=cases)
 
-    def _decide_group(self, node: _Node, span: Bucket) -> Decision:
+    def _decide_group(self, node: Node, span: Bucket) -> Decision:
         rejected: list[tuple[str, str]] = []
         pin = self.pinned.get(node.op)
         if pin is not None:
@@ -186,24 +167,24 @@ class Binder:
                 return self._take(found, node, "pinned", rejected)
         if found := self._first(self.chosen, node, span, rejected):
             native = self.chosen is not self.reference
-            return self._take(found, node, "best eligible kernel" if native else "reference backend", rejected)
+            others = self.chosen.candidates(node.op, node.calls, span) if found.cost is not None else []
+            why = why_taken(found, others) if native else "reference backend"
+            return self._take(found, node, why, rejected)
         if not self.chosen.kernels.get(node.op):
             rejected.append((self.chosen.source.name, f"offers no kernel for {node.op}"))
         if node.children:
-            self._require_canonical(node, self._passed_on(node))
+            self._require_canonical(node)
             parts = {op: self._decide(child, span) for op, child in node.children.items()}
             return Decision(node.op, "composite, by its parts", tuple(dict.fromkeys(rejected)), parts=parts)
         found = self._first(self.reference, node, span, rejected)
         if found is None:
-            raise BackendUnavailable(
-                f"no kernel for {node.op}, not even the reference: " + "; ".join(f"{k}: {r}" for k, r in rejected)
-            )
+            raise NoKernel(f"no kernel for {node.op}, not even the reference: " + "; ".join(f"{k}: {r}" for k, r in rejected))
         if spec(node.op).portable:
             return self._take(found, node, "torch's own, on every device", rejected)
         return self._take(found, node, "fallback: no kernel of the backend is eligible", rejected, fallback=True)
 
     def _first(
-        self, catalogue: Catalogue, node: _Node, span: Bucket, rejected: list[tuple[str, str]], only: str | None = None
+        self, catalogue: Catalogue, node: Node, span: Bucket, rejected: list[tuple[str, str]], only: str | None = None
     ) -> Candidate | None:
         """The first eligible candidate whose layouts agree with what is fixed; the others go to `rejected`."""
         taken: Candidate | None = None
@@ -212,26 +193,36 @@ class Binder:
             if only is not None and candidate.kernel.name != only:
                 continue
             last_resort = catalogue is self.reference
-            reasons = [*candidate.reasons, *([] if last_resort else self._layout_reasons(candidate, node))]
+            reasons = [
+                *self._quarantine(candidate, node),
+                *candidate.reasons,
+                *([] if last_resort else self._layout_reasons(candidate, node)),
+            ]
             reasons += [f"{op} inside it is pinned" for op in inside]
+            if candidate.wrong and only is None:
+                reasons.append(candidate.wrong)
             if taken is not None and not reasons:
-                reasons = [f"{taken.name} comes first (priority, needs, name)"]
+                reasons = [why_not(candidate, taken)]
             if reasons:
                 rejected.append((candidate.name, "; ".join(reasons)))
             elif taken is None:
                 taken = candidate
         return taken
 
-    def _layout_reasons(self, candidate: Candidate, node: _Node) -> Iterator[str]:
+    def _quarantine(self, candidate: Candidate, node: Node) -> list[str]:
+        causes = (self.quarantined.get((candidate.name, node.op, call.key)) for call in node.calls if self.quarantined)
+        return [f"quarantined: {cause}" for cause in dict.fromkeys(causes) if cause]
+
+    def _layout_reasons(self, candidate: Candidate, node: Node) -> Iterator[str]:
         for path, weight, want in _wants(candidate, node):
             fixed = self._fixed.get(weight, want)
             if (weight, want) in self._banned:
                 yield f"layout {want.name!r} of {path} cannot be read by every kernel that needs the weight"
-            elif fixed != want:
+            elif fixed != want and not (self._settled and want == CANONICAL):
                 yield f"{path} is kept as {fixed.name!r}, which another call or the decomposition around it reads"
 
     def _take(
-        self, found: Candidate, node: _Node, why: str, rejected: list[tuple[str, str]], fallback: bool = False
+        self, found: Candidate, node: Node, why: str, rejected: list[tuple[str, str]], fallback: bool = False
     ) -> Decision:
         for _, weight, want in _wants(found, node):
             self._fix(weight, want)
@@ -239,19 +230,16 @@ class Binder:
 
     def _fix(self, weight: int, want: Layout) -> None:
         fixed = self._fixed.setdefault(weight, want)
-        if fixed != want:
+        if fixed != want and not self._settled:
             self._banned.add((weight, fixed if want == CANONICAL else want))
 
-    def _passed_on(self, node: _Node) -> set[int]:
-        return {id(w) for child in node.children.values() for call in child.calls for w in call.weights.values()}
-
-    def _require_canonical(self, node: _Node, passed_on: set[int]) -> None:
+    def _require_canonical(self, node: Node) -> None:
         """A decomposition that takes a weight apart itself can only read the canonical layout."""
         weights: list[Prepared] = [w for call in node.calls for w in call.weights.values()]
         inner = [w for child in node.children.values() for call in child.calls for w in call.weights.values()]
         own = {id(w) for w in weights}
         for weight in weights:
-            if id(weight) not in passed_on:
+            if id(weight) not in node.passed_on:
                 self._fix(id(weight), CANONICAL)
         for weight in inner:
             if id(weight) not in own:  # made by the decomposition: nobody will ever prepare it
@@ -274,20 +262,12 @@ class Binder:
                 notes.append(f"pin {op}={pin} does not hold in steps of {text} tokens: {'; or '.join(reasons)}")
         return notes
 
-    def _callable(self, decision: Decision) -> Callable[..., Any]:
-        known = spec(decision.op)
-        if decision.kernel is not None:
-            function = resolve(decision.kernel.kernel, decision.kernel.source.name)
-            return functools.partial(function, **known.defaults) if known.defaults else function
-        if decision.cases:
-            table = {key: self._callable(inner) for key, inner in decision.cases.items()}
-            return lambda **arguments: table[switch_key(known, arguments)](**arguments)
-        assert known.decompose is not None
-        parts = SimpleNamespace(**{op: self._callable(inner) for op, inner in decision.parts.items()})
-        return functools.partial(known.decompose, parts)
+
+def _unbound(**arguments: object) -> None:
+    raise AssertionError("a call site that was not bound")
 
 
-def _wants(candidate: Candidate, node: _Node) -> Iterator[tuple[str, int, Layout]]:
+def _wants(candidate: Candidate, node: Node) -> Iterator[tuple[str, int, Layout]]:
     """(argument, weight, layout) for every weight that the candidate would read."""
     for call in node.calls:
         for path, weight in call.weights.items():
@@ -297,8 +277,11 @@ def _wants(candidate: Candidate, node: _Node) -> Iterator[tuple[str, int, Layout
 
 def _same(a: Decision, b: Decision) -> bool:
     """Whether two decisions bind the same kernels."""
-    names = [d.kernel.name if d.kernel else d.op for d in a.walk()]
-    return names == [d.kernel.name if d.kernel else d.op for d in b.walk()]
+
+    def names(top: Decision) -> list[tuple[str, Any]]:
+        return [(d.kernel.name, d.kernel.config) if d.kernel else (d.op, None) for d in top.walk()]
+
+    return names(a) == names(b)
 
 
 def _unmet_site(op: str, plans: list[list[Decision]]) -> bool:

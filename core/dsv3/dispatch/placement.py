@@ -7,8 +7,9 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from dsv3.dispatch.bind import Binding, Decision
-from dsv3.dispatch.select import UNBOUNDED, Bucket
+from dsv3.dispatch.decision import Binding, Decision
+from dsv3.dispatch.select import Bucket, span_text
+from dsv3.dispatch.selection import selection
 from dsv3.ops import spec
 from dsv3.plugin import Device
 
@@ -76,7 +77,7 @@ class Placement:
     def __str__(self) -> str:
         rows = [("operator", "kernel", "tokens", "sites", "why")]
         for op in self.operators():
-            counted = Counter((_chosen(d), _span(span), _because(d)) for _, span, d in self.decisions(op))
+            counted = Counter((_chosen(d), span_text(span), _because(d)) for _, span, d in self.decisions(op))
             rows += [(op, name, span, str(n), why) for (name, span, why), n in counted.items()]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
@@ -84,7 +85,7 @@ class Placement:
 
     def to_json(self) -> dict[str, Any]:
         """{"backend", "device", "ops": {op: {"chosen", "why", "rejected": [{"kernel", "reason"}], "choices"}}}. chosen is
-        "backend.kernel", or "composite.part+part"."""
+        "backend.kernel", or "composite.part+part". "quarantined": kernels that failed at their first call."""
         return {
             "backend": self.backend,
             "device": asdict(self.device),
@@ -94,9 +95,14 @@ class Placement:
             "kv_dtype": self.kv_dtype,
             "summary": self.summary,
             "notes": self.notes,
+            "quarantined": [asdict(q) for q in self.binding.quarantined],
             "buckets": [list(b) for b in self.binding.buckets],
             "ops": {op: self._op_json(op) for op in self.operators()},
         }
+
+    def selection(self) -> dict[str, Any]:
+        """What `load(selection=...)` in another process binds without selecting again; "sha256" tells whether two agree."""
+        return selection(self)
 
     def explain(self, op: str, tokens: int | None = None) -> dict[str, Any]:
         """One operator: signature, every kernel offered for it, and the choices with chosen, rejected, sites and parts."""
@@ -107,7 +113,7 @@ class Placement:
         choices: dict[tuple[Any, ...], dict[str, Any]] = {}
         for where, span, d in self.decisions(op, tokens):
             key = (_chosen(d), span, d.why, d.rejected)
-            fresh = {**_decision_json(d), "tokens": list(span), "span": _span(span), "sites": []}
+            fresh = {**_decision_json(d), "tokens": list(span), "span": span_text(span), "sites": []}
             choices.setdefault(key, fresh)["sites"].append(where)
         return list(choices.values())
 
@@ -117,17 +123,14 @@ class Placement:
 
 def _decision_json(d: Decision) -> dict[str, Any]:
     rejected = [{"kernel": kernel, "reason": reason} for kernel, reason in d.rejected]
-    found: dict[str, Any] = {"chosen": _name(d), "why": d.why, "rejected": rejected}
+    found: dict[str, Any] = {"chosen": d.name, "why": d.why, "rejected": rejected}
+    if d.kernel and d.kernel.config is not None:
+        found["config"] = dict(d.kernel.config)
+    if d.kernel and d.kernel.cost is not None:
+        found["measured_us"] = d.kernel.cost.us
     if d.parts:
-        found["parts"] = {op: _name(inner) for op, inner in d.parts.items()}
+        found["parts"] = {op: inner.name for op, inner in d.parts.items()}
     return found
-
-
-def _name(d: Decision) -> str:
-    """For programs: "backend.kernel", or "composite.part+part"."""
-    if d.kernel:
-        return d.kernel.name
-    return f"composite.{'+'.join(d.parts)}" if d.parts else "composite.by_shape"
 
 
 def _chosen(d: Decision) -> str:
@@ -142,10 +145,3 @@ def _because(d: Decision) -> str:
         return d.why
     kernel, reason = d.rejected[0]
     return f"{d.why} ({kernel}{' ' if reason.startswith('offers') else ': '}{reason})"
-
-
-def _span(bucket: Bucket) -> str:
-    low, high = bucket
-    if high >= UNBOUNDED:
-        return "any" if low == 1 else f">={low}"
-    return str(low) if low == high else f"{low}-{high}"

@@ -81,15 +81,18 @@ def _need_mistake(need: Any, kernel: Kernel) -> str | None:
 
 
 def resolve(kernel: Kernel, backend: str) -> Callable[..., Any]:
-    """Import a kernel's function and check that it takes the operator's arguments by keyword."""
+    """Import a kernel's function and check that it takes the operator's arguments by keyword, and `config` if it has a
+    table of them."""
     function = load_target(kernel.target, f"kernel {backend}.{kernel.name}")
     known = spec(kernel.op)
+    extra = ("config",) if kernel.configs is not None else ()
     try:
-        inspect.signature(function).bind(**dict.fromkeys(known.parameters))
+        inspect.signature(function).bind(**dict.fromkeys((*known.parameters, *extra)))
     except TypeError as error:
+        also = " and, because the kernel has configs, the keyword config" if extra else ""
         raise BadRegistration(
             f"bad registration in backend {backend!r}: {kernel.target} does not take the arguments of {kernel.op}"
-            f" ({error}); expected {known.signature}"
+            f" ({error}); expected {known.signature}{also}"
         ) from error
     except ValueError:  # a builtin without a signature: the first call will tell
         pass

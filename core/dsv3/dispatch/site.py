@@ -62,7 +62,9 @@ def _recorder(op: str, seen: list[Mapping[str, Any]]) -> Callable[..., Any]:
     known = spec(op)
 
     def record(**arguments: Any) -> Any:
-        arguments = {**known.defaults, **arguments}
+        if len(arguments) != len(known.parameters):  # a bound kernel gets what its caller passes, and nothing else
+            missing = [p for p in known.parameters if p not in arguments]
+            raise TypeError(f"{op} is called without {', '.join(missing)}; callers of bound operators pass every argument")
         seen.append(arguments)
         return known.meta(arguments)
 
@@ -115,6 +117,19 @@ def switch_key(known: OpSpec, arguments: Mapping[str, Any]) -> tuple[int, ...]:
         if term.kind == "[" and (value := term.find(arguments)) is not None:
             return tuple(value.shape[1:])
     return ()
+
+
+def switch_on(
+    known: OpSpec, calls: list[Mapping[str, Any]], table: Mapping[tuple[int, ...], Callable[..., Any]]
+) -> Callable[..., Any]:
+    """A callable that calls table[switch_key(call)]. What the key is read from is settled here, not at every call."""
+    for term in known.terms:
+        if term.kind == "{" and "." not in term.path and all(isinstance(call.get(term.path), Prepared) for call in calls):
+            weight = term.path
+            return lambda **arguments: table[arguments[weight].shape](**arguments)
+        if term.kind == "{" and any(term.find(call) is not None for call in calls):
+            break
+    return lambda **arguments: table[switch_key(known, arguments)](**arguments)
 
 
 def examples(op: str, first: list[Mapping[str, Any]], second: list[Mapping[str, Any]]) -> list[Example]:

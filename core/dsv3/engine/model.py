@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,8 +23,29 @@ from dsv3.graph.weights import walk
 from dsv3.plugin import CacheSpec, Prepared
 
 if TYPE_CHECKING:
+    from dsv3.dispatch.check import CheckReport
     from dsv3.dispatch.choose import Source
     from dsv3.dispatch.placement import Placement
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _blaming(method: Callable[P, R]) -> Callable[P, R]:
+    """An error that a bound kernel raises names the kernel, the operator and the site."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(*args, **kwargs)
+        except (Exception, SystemExit) as error:
+            model: Any = args[0]
+            named = model.placement().binding.blame(error)
+            if named is error:
+                raise
+            raise named from error
+
+    return call
 
 
 class Model:
@@ -54,6 +76,16 @@ class Model:
     def placement(self) -> Placement:
         """Every binding decision with every rejected candidate and its reason."""
         return self._placement
+
+    def check_report(self) -> CheckReport | None:
+        """What `load(check=True)`, or DSV3_CHECK=1, has found so far; None without it."""
+        checker = self._placement.binding.checker
+        return None if checker is None else checker.report
+
+    @property
+    def graph(self) -> Transformer:
+        """The graph with its call sites, for measurements and exports."""
+        return self._graph
 
     @property
     def weight_bytes(self) -> int:
@@ -158,12 +190,14 @@ class Model:
         return BatchCache(self.config, layers, self._cache_spec, self.dtype, self.device, lengths)
 
     @torch.inference_mode()
+    @_blaming
     def forward(self, cache: BatchCache, runs: Many[Run], absorbed: bool) -> tuple[Tensor, Tensor]:
         """Hidden states [T, H] of all tokens of the runs, and what an MTP module takes."""
         step = cache.step(runs, self._placement.binding.bucket, absorbed)
         return self._graph.forward(step, cache.layers)
 
     @torch.inference_mode()
+    @_blaming
     def mtp_forward(self, cache: BatchCache, runs: Many[Run], states: Tensor, absorbed: bool) -> Tensor:
         """Hidden states [T, H] of the first MTP module; runs hold the tokens after those of `states`, at their own
         positions."""
@@ -171,11 +205,13 @@ class Model:
         return self._graph.mtp_forward(step, states, cache.layers)
 
     @torch.inference_mode()
+    @_blaming
     def head(self, hidden: Tensor) -> Tensor:
         """Logits [T, V] in the model's dtype."""
         return self._graph.logits(hidden, self._placement.binding.bucket(hidden.shape[0]))
 
     @torch.inference_mode()
+    @_blaming
     def sample(self, logits: Tensor, owners: Many[Sequence], positions: Many[int]) -> list[int]:
         """One token per row, for the sequence that owns it, at the position it will have."""
         rows = torch.isnan(logits).any(dim=-1)

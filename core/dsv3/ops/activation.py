@@ -32,4 +32,4 @@ def silu_mul_quant(ops: Any, x: Tensor, group: int, dtype: str, scale_fmt: str) 
     Invariants:
     - equal to its two parts called one after the other
     """
-    return ops.act_quant(x=ops.silu_mul(x=x), group=group, dtype=dtype, scale_fmt=scale_fmt)
+    return ops.act_quant(x=ops.silu_mul(x=x), group=group, dtype=dtype, scale_fmt=scale_fmt, amax_floor=1e-4)

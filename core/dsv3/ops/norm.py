@@ -55,4 +55,4 @@ def rms_norm_quant(
     - equal to its two parts called one after the other
     """
     y = ops.rms_norm(x=x, weight=weight, eps=eps)
-    return ops.act_quant(x=y, group=group, dtype=dtype, scale_fmt=scale_fmt)
+    return ops.act_quant(x=y, group=group, dtype=dtype, scale_fmt=scale_fmt, amax_floor=1e-4)

@@ -37,6 +37,9 @@ class Kernel:
     argument are alternatives). accepts: "module:function" taking a `Call`, returning None or the reason for refusal.
     layouts: weight argument -> layout it expects ("weights.q_a" inside mla_prolog). priority: order within the backend.
     numerics, deterministic, batch_invariant, graph_safe: claims that the conformance suite holds it to.
+    configs: a table of meta-parameters: a name in configs/kernels, or "package:path/file.json" of the backend's own package;
+    the function then takes one more keyword, `config`, a read-only mapping with the entry chosen at binding (by `dsv3 tune`,
+    else the first that matches).
     """
 
     op: str

@@ -107,7 +107,9 @@ def _decode() -> Iterator[Case]:
             made = make("1", "p+3.2p.p", 2, 64, 8, kv, **how)  # type: ignore[arg-type]
             yield from each("mla_decode", f"{kv}/q1/len-p+3.2p.p/{name}", made, "quick", **fp8)
         for kind in ("loud",):
-            yield from each("mla_decode", f"{kv}/q2/len-9.p+1/{kind}", make("2", "9.p+1", 2, 64, 8, kv, kind=kind), "quick", **fp8)
+            yield from each(
+                "mla_decode", f"{kv}/q2/len-9.p+1/{kind}", make("2", "9.p+1", 2, 64, 8, kv, kind=kind), "quick", **fp8
+            )
         yield from each("mla_decode", f"{kv}/q1/len-9.p+1/scale", make("1", "9.p+1", 2, 64, 8, kv, scale=0.3), **fp8)
         yield from each("mla_decode", f"{kv}/q2/len-9.p+1/padded", make("2", "9.p+1", 2, 64, 8, kv, extra=3), **fp8)
         yield from each("mla_decode", f"{kv}/q2/len-9.p+1/int64", make("2", "9.p+1", 2, 64, 8, kv, wide=True), **fp8)
@@ -133,5 +135,10 @@ def _merge() -> Iterator[Case]:
 
     for t, heads, width in ((1, 2, 16), (5, 3, 33), (0, 2, 8), (65, 16, 20)):
         for kind in ("normal", "far", "empty"):
-            yield from each("merge_attn_states", f"t{t}-h{heads}-d{width}/{kind}", make(t, heads, width, kind), "quick" if t < 9 else "small")
+            yield from each(
+                "merge_attn_states",
+                f"t{t}-h{heads}-d{width}/{kind}",
+                make(t, heads, width, kind),
+                "quick" if t < 9 else "small",
+            )
     yield from each("merge_attn_states", "t129-h128-d512/normal", make(129, 128, 512, "normal"), "full")

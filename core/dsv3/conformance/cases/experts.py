@@ -31,7 +31,9 @@ def cases() -> Iterator[Case]:
 def choose(d: Data, spread: str, t: int, k: int, experts: int) -> Tensor:
     """ids int64 [t, k], distinct per token. "one": the first choice is always expert E - 2; "holes": odd experts only where
     that leaves k of them; "missing": some entries -1; "none": all."""
-    order = torch.stack([d.permutation(f"ids.{i}", experts)[:k] for i in range(t)]) if t else torch.zeros(0, k, dtype=torch.int64)
+    order = (
+        torch.stack([d.permutation(f"ids.{i}", experts)[:k] for i in range(t)]) if t else torch.zeros(0, k, dtype=torch.int64)
+    )
     if spread == "one" and t:
         hot = experts - 2 if experts > 1 else 0
         order = torch.where(order == hot, order[:, :1], order)
@@ -93,7 +95,13 @@ def _grouped() -> Iterator[Case]:
 
         return arguments
 
-    spreads = {"mixed": ((3, 0, 5, 1), 0), "tail": ((2, 1, 0), 4), "hot": ((0, 0, 70, 0), 0), "empty": ((0, 0), 3), "none": ((0, 0), 0)}
+    spreads = {
+        "mixed": ((3, 0, 5, 1), 0),
+        "tail": ((2, 1, 0), 4),
+        "hot": ((0, 0, 70, 0), 0),
+        "empty": ((0, 0), 3),
+        "none": ((0, 0), 0),
+    }
     for name, quant, fmt in SCHEMES:
         for spread, (counts, extra) in spreads.items():
             size: Size = "quick" if spread in ("mixed", "tail") and quant != "int4-w4a16" else "small"

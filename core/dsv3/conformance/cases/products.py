@@ -181,7 +181,9 @@ def _quant_linear() -> Iterator[Case]:
         for t, n, k, size in SHAPES:
             if name in ("fp8-w8a8-ue8m0", "int8-w8a16", "int4-w4a16") and size != "quick" and (t, n, k) != (4, 257, 1000):
                 continue
-            yield from each("quant_linear", f"{name}/t{t}-n{n}-k{k}/normal", make(t, n, k, quant, fmt, "normal", "normal"), size)
+            yield from each(
+                "quant_linear", f"{name}/t{t}-n{n}-k{k}/normal", make(t, n, k, quant, fmt, "normal", "normal"), size
+            )
         for distribution, size in DISTRIBUTIONS:
             if quant == "int8-w8a8" and distribution == "nanrow":  # an INT8 number cannot be NaN
                 continue

@@ -129,7 +129,9 @@ def _dequant() -> Iterator[Case]:
             codes = d.integers("codes", 0, 256, n, k).to(torch.uint8)
             if kind != "nan":
                 codes = torch.where((codes & 0x7F) == 0x7F, codes - 1, codes)
-            scale = torch.exp2(d.integers("s", -8, 9, blocks(n), blocks(k)).float()) * (1 + d.uniform("m", blocks(n), blocks(k)))
+            scale = torch.exp2(d.integers("s", -8, 9, blocks(n), blocks(k)).float()) * (
+                1 + d.uniform("m", blocks(n), blocks(k))
+            )
             scale = scale * 2.0**-118 if kind == "tiny-scales" else scale
             return {"weight": codes.view(torch.float8_e4m3fn), "scale": scale, "dtype": out}
 
