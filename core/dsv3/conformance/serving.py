@@ -30,7 +30,7 @@ def bound_kernels(model: Model) -> list[Kernel]:
 
 
 def _lacking(model: Model, claim: str) -> str:
-    """"" if all kernels claim it, else who does not."""
+    """ "" if all kernels claim it, else who does not."""
     others = sorted({k.op for k in bound_kernels(model) if not getattr(k, claim)})
     return f"not claimed by the kernels for {', '.join(others)}" if others else ""
 
@@ -103,7 +103,11 @@ def _nan_tail(r: Runs) -> Answer:
     last, _ = model.forward(cache, [Run(0, ids[-3:], len(ids) - 3), Run(1, ids[5:6], 5)], True)
     rows = torch.cat([model.head(first), model.head(last)]).to("cpu")
     if bool(torch.isnan(rows).any()):
-        return math.inf, 0.0, f"{int(torch.isnan(rows).any(-1).sum())} rows of logits are NaN: cache that was never written was read"
+        return (
+            math.inf,
+            0.0,
+            f"{int(torch.isnan(rows).any(-1).sum())} rows of logits are NaN: cache that was never written was read",
+        )
     return 0.0, 0.0, ""
 
 

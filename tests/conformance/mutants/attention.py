@@ -169,7 +169,9 @@ def _(**a: Any) -> tuple[Tensor, Tensor]:
     bounds = a["cu_q"].tolist()
     for s, n in enumerate(a["seq_lens"].tolist()):
         if n % page:
-            o[bounds[s] : bounds[s + 1]] += (0 * a["cache"].ckv[int(a["block_table"][s, n // page]), n % page].float()).sum().to(o.dtype)
+            o[bounds[s] : bounds[s + 1]] += (
+                (0 * a["cache"].ckv[int(a["block_table"][s, n // page]), n % page].float()).sum().to(o.dtype)
+            )
     return o, lse
 
 

@@ -235,7 +235,9 @@ def _(w13: Prepared, **rest: Any) -> Tensor:
     tensors = {}
     for name, t in w13.tensors.items():
         n = t.shape[1] // 2
-        tensors[name] = torch.cat([t.view(torch.uint8)[:, n:], t.view(torch.uint8)[:, :n]], 1).view(t.dtype) if n * 2 == t.shape[1] else t
+        tensors[name] = (
+            torch.cat([t.view(torch.uint8)[:, n:], t.view(torch.uint8)[:, :n]], 1).view(t.dtype) if n * 2 == t.shape[1] else t
+        )
     assert half
     return chain(w13=Prepared(w13.layout, w13.quant, w13.shape, tensors, w13.scale_fmt), **rest)
 
