@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from dsv3.conformance.data import Data
 from dsv3.conformance.result import SIZES, Size
-from dsv3.plugin import LatentCache, Prepared, Quant
+from dsv3.plugin import KvDType, LatentCache, Prepared, Quant
 from dsv3.quant import SCHEMES, canonical, quantize
 from dsv3.quant.fp8 import BLOCK, blocks
 
@@ -32,7 +32,7 @@ class Case:
     """`make(data, dtype, setting)` gives all arguments by name, on the CPU, weights canonical.
 
     tag: dtype of the activations. size: the smallest size that has the case. needs_dtypes: what the device must list (FP8
-    encodings beyond e4m3fn). relation: for metamorphic cases, which. kv: cache format that the backend must offer.
+    encodings beyond e4m3fn). relation: for metamorphic cases, which. kv: cache format that the backend must offer (a KvDType).
     """
 
     op: str
@@ -42,7 +42,7 @@ class Case:
     size: Size = "small"
     needs_dtypes: tuple[str, ...] = ()
     relation: str = ""
-    kv: str = ""
+    kv: KvDType | Literal[""] = ""
 
     @property
     def id(self) -> str:
@@ -113,6 +113,19 @@ def weight(
     return Prepared("canonical", quant, tuple(shape), tensors, fmt)  # type: ignore[arg-type]
 
 
+def lowest_codes(d: Data, w: Prepared) -> Prepared:
+    """The weight with the lowest code of its format, which is legal though no quantiser here makes it, in a third of the places."""
+    codes = w.tensors["weight"]
+    if w.quant.startswith("int4"):
+        masks = torch.tensor([0xFF, 0xF0, 0x0F], dtype=torch.uint8)
+        changed = codes & masks[d.integers("lowest", 0, 3, *codes.shape)]
+        if w.shape[-1] % 2:  # the nibble past an odd K stays as it is
+            changed[..., -1] = (changed[..., -1] & 0x0F) | (codes[..., -1] & 0xF0)
+    else:
+        changed = torch.where(d.integers("lowest", 0, 3, *codes.shape) > 0, codes, torch.full_like(codes, -128))
+    return replace(w, tensors={**w.tensors, "weight": changed})
+
+
 def padded(width: int, quant: Quant) -> int:
     """An expert's width as the loader stores it: whole blocks for FP8."""
     return blocks(width) * BLOCK if SCHEMES[quant].weights == "fp8" else width
@@ -141,7 +154,8 @@ def down(d: Data, name: str, quant: Quant, lead: Sequence[int], n: int, width: i
 
 
 def empty_cache(pages: int, page_size: int, rank: int, rope: int, kv: str, dtype: torch.dtype) -> LatentCache:
-    """A cache full of NaN: whatever is read without having been written shows."""
+    """A cache full of NaN: whatever is read without having been written shows. kv: "act", "fp8", or a dtype of TAGS."""
+    dtype = TAGS.get(kv, dtype)
 
     def plane(width: int, of: torch.dtype) -> Tensor:
         made = torch.empty(pages, page_size, width, dtype=of)

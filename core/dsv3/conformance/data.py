@@ -113,6 +113,13 @@ def _nan_row(d: Data, name: str, *shape: int) -> Tensor:
     return x
 
 
+def _nan_one(d: Data, name: str, *shape: int) -> Tensor:
+    """One number of the second row is NaN."""
+    x = d.normal(name, *shape)
+    x.view(-1, shape[-1])[1:2, 5:6] = float("nan")
+    return x
+
+
 def _ties(d: Data, name: str, *shape: int) -> Tensor:
     """Every 16th number 448 * 2^n, so that scales are powers of two; the rest halfway between two FP8 numbers."""
     codes = d.integers(name, 0, 8 * 15, *shape)
@@ -135,5 +142,7 @@ DISTRIBUTIONS = {
     "small": lambda d, name, *shape: d.normal(name, *shape) * 2.0**-60,
     "large": lambda d, name, *shape: d.normal(name, *shape) * 3e4,
     "nanrow": _nan_row,
+    "nanone": _nan_one,
+    "faint": lambda d, name, *shape: d.normal(name, *shape) * 2.0**-20,
     "ties": _ties,
 }

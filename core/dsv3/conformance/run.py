@@ -192,8 +192,8 @@ def _absent(plan: Plan, case: str, op: str, kernel: str, why: str) -> CaseResult
 def _examine(plan: Plan, target: Target, case: Case, kernel: Kernel) -> CaseResult:
     started = time.perf_counter()
     name = f"{target.name}.{kernel.name}"
-    if case.kv == "fp8" and not target.fp8_cache:
-        return _absent(plan, case.id, case.op, name, "the backend keeps no FP8 cache")
+    if case.kv and not target.keeps(case.kv):
+        return _absent(plan, case.id, case.op, name, f"the backend keeps no {'FP8' if case.kv == 'fp8' else case.kv} cache")
     arguments = {**spec(case.op).defaults, **case.arguments(plan.seed, Setting(target.page_size))}
     if why := target.refusal(kernel, arguments, case.needs_dtypes):
         return _absent(plan, case.id, case.op, name, why)

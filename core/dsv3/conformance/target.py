@@ -13,7 +13,7 @@ from dsv3.dispatch.select import Catalogue
 from dsv3.dispatch.site import described
 from dsv3.errors import BackendUnavailable
 from dsv3.ops.spec import STEP_DIMS, spec
-from dsv3.plugin import Backend, Call, Kernel
+from dsv3.plugin import Backend, Call, Kernel, KvDType
 from dsv3.plugin.needs import DType
 
 _GIVEN = "an instance given in this process"
@@ -53,10 +53,10 @@ class Target:
         """Operator -> names of its kernels."""
         return {op: [f"{self.name}.{k.name}" for k in found] for op, found in self.catalogue.kernels.items()}
 
-    @functools.cached_property
-    def fp8_cache(self) -> bool:
-        """Whether the backend keeps an FP8 cache when asked to."""
-        return cache_spec(self.source, "fp8").kv_dtype == "fp8"
+    @functools.cache  # noqa: B019
+    def keeps(self, kv_dtype: KvDType) -> bool:
+        """Whether the backend keeps a cache in this format when asked to."""
+        return cache_spec(self.source, kv_dtype).kv_dtype == kv_dtype
 
     @functools.cache  # noqa: B019  a target lives as long as its run
     def function(self, op: str, name: str) -> Any:

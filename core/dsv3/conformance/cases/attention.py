@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from dsv3.conformance.case import Case, Make, Setting, each, index, strided
-from dsv3.conformance.cases.cache import KV, filled, lengths
+from dsv3.conformance.cases.cache import KV, MIXED, filled, lengths
 from dsv3.conformance.data import Data
 from dsv3.conformance.result import Size
 
@@ -26,7 +26,7 @@ def pairs(spec: str) -> list[tuple[int, int]]:
 
 def _prefill() -> Iterator[Case]:
     def make(spec: str, heads: int, width: int, value: int, causal: bool = True, scale: float = 0.0, kind: str = "normal",
-             extra: int = 0, view: bool = False, wide: bool = False) -> Make:  # fmt: skip
+             extra: int = 0, view: bool = False, wide: bool = False, slack: int = 0) -> Make:  # fmt: skip
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
             seq = pairs(spec)
             tq, tk = sum(q for q, _ in seq), sum(k for _, k in seq)
@@ -42,7 +42,7 @@ def _prefill() -> Iterator[Case]:
                 "q": q.to(dtype), "k": k.to(dtype), "v": strided(v, 8) if view else v,
                 "cu_q": index(torch.tensor([0, *(n for n, _ in seq)]).cumsum(0), wide),
                 "cu_k": index(torch.tensor([0, *(n for _, n in seq)]).cumsum(0), wide),
-                "max_q": max(n for n, _ in seq), "max_k": max(n for _, n in seq),
+                "max_q": max(n for n, _ in seq) + slack, "max_k": max(n for _, n in seq) + 5 * slack,
                 "scale": scale or width**-0.5, "causal": causal,
             }  # fmt: skip
 
@@ -64,13 +64,19 @@ def _prefill() -> Iterator[Case]:
         yield from each("mla_prefill", f"7x9.4x4/h2-d24-v20/{kind}", make("7x9.4x4", 2, 24, 20, kind=kind), "quick")
     yield from each("mla_prefill", "6x6.3x8/h2-d24-v20/view", make("6x6.3x8", 2, 24, 20, view=True), "quick")
     yield from each("mla_prefill", "6x6.3x8/h2-d24-v20/padded", make("6x6.3x8", 2, 24, 20, extra=5), "quick")
+    for spec, heads, width, value in (("1x1100.2x3", 2, 16, 8), ("300x300", 1, 16, 8), ("2x3", 130, 8, 4)):
+        yield from each("mla_prefill", f"{spec}/h{heads}-d{width}-v{value}/causal", make(spec, heads, width, value), tags=("f32",))
+    yield from each("mla_prefill", "2x3-x40/h1-d8-v4/causal", make(".".join(["2x3", "1x1"] * 20), 1, 8, 4), tags=("f32",))
+    # A captured graph is given the largest that may come.
+    for spec in ("6x6", "3x8.2x5", "1x70"):
+        yield from each("mla_prefill", f"{spec}/h2-d24-v20/bounds", make(spec, 2, 24, 20, slack=14))
     yield from each("mla_prefill", "6x6.3x8/h2-d24-v20/scale", make("6x6.3x8", 2, 24, 20, scale=0.7))
     yield from each("mla_prefill", "6x6.3x8/h2-d24-v20/int64", make("6x6.3x8", 2, 24, 20, wide=True))
 
 
 def _decode() -> Iterator[Case]:
     def make(queries: str, spec: str, heads: int, rank: int, rope: int, kv: str, start: int = 0, kind: str = "normal",
-             scale: float = 0.0, extra: int = 0, wide: bool = False, **how: Any) -> Make:  # fmt: skip
+             scale: float = 0.0, extra: int = 0, wide: bool = False, slack: int = 0, **how: Any) -> Make:  # fmt: skip
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
             seq = lengths(spec, s.page_size)
             counts = [int(n) for n in queries.split(".")]
@@ -82,8 +88,8 @@ def _decode() -> Iterator[Case]:
             return {
                 "q_c": (d.normal("q_c", t, heads, rank) * loud).to(dtype), "q_pe": (d.normal("q_pe", t, heads, rope) * loud).to(dtype),
                 "cache": cache, "block_table": block_table, "seq_lens": index(seq, wide),
-                "cu_q": index(torch.tensor([0, *counts]).cumsum(0), wide), "max_q": max(counts),
-                "max_k": max(max(n - start, 0) for n in seq), "scale": scale or (rank / 4 + rope) ** -0.5, "start": start,
+                "cu_q": index(torch.tensor([0, *counts]).cumsum(0), wide), "max_q": max(counts) + slack,
+                "max_k": max(max(n - start, 0) for n in seq) + 5 * slack, "scale": scale or (rank / 4 + rope) ** -0.5, "start": start,
             }  # fmt: skip
 
         return arguments
@@ -103,6 +109,17 @@ def _decode() -> Iterator[Case]:
         for queries, spec in (("1", "2.p+1"), ("2", "3.p.1")):
             made = make(queries, spec, 2, 64, 8, kv, start=1)
             yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/start1", made, "quick", **fp8)
+        for queries, spec, start in (("2", "2.p+1", 1), ("3", "3.5", 4), ("1", "4.p+9", 4)):
+            made = make(queries, spec, 2, 64, 8, kv, start=start)
+            yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/start{start}-sees-nothing", made, **fp8)
+        for queries, spec in (("1", "p+3"), ("2", "5"), ("2", "3.p+1")):
+            made = make(queries, spec, 2, 64, 8, kv, slack=14)
+            yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/bounds", made, **fp8)
+        for queries, spec, heads, rank in (("1", "1100.3", 2, 16), ("1", "3.p+1", 130, 16), ("12", "p+3.15", 2, 32), ("1", "5", 2, 600)):
+            made = make(queries, spec, heads, rank, 4, kv)
+            yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/h{heads}-r{rank}-p4", made, tags=("f32",), **fp8)
+        made = make("1", ".".join(["2", "7", "1"] * 24), 2, 16, 4, kv)
+        yield from each("mla_decode", f"{kv}/q1/len-2.7.1-x24/h2-r16-p4", made, tags=("f32",), **fp8)
         for name, how in (("ordered", {"order": "ordered"}), ("shared", {"shared": True}), ("garbage", {"order": "garbage"})):
             made = make("1", "p+3.2p.p", 2, 64, 8, kv, **how)  # type: ignore[arg-type]
             yield from each("mla_decode", f"{kv}/q1/len-p+3.2p.p/{name}", made, "quick", **fp8)
@@ -113,6 +130,12 @@ def _decode() -> Iterator[Case]:
         yield from each("mla_decode", f"{kv}/q1/len-9.p+1/scale", make("1", "9.p+1", 2, 64, 8, kv, scale=0.3), **fp8)
         yield from each("mla_decode", f"{kv}/q2/len-9.p+1/padded", make("2", "9.p+1", 2, 64, 8, kv, extra=3), **fp8)
         yield from each("mla_decode", f"{kv}/q2/len-9.p+1/int64", make("2", "9.p+1", 2, 64, 8, kv, wide=True), **fp8)
+
+
+    for kv, tag, offered in MIXED:
+        for queries, spec in (("1", "2.p+1"), ("2", "p.3")):
+            made = make(queries, spec, 2, 160, 8, kv)
+            yield Case("mla_decode", f"{kv}-cache/q{queries}/len-{spec}/h2-r160-p8", tag, made, kv=offered)
 
 
 def _merge() -> Iterator[Case]:
@@ -141,4 +164,6 @@ def _merge() -> Iterator[Case]:
                 make(t, heads, width, kind),
                 "quick" if t < 9 else "small",
             )
+    for t, heads, width in ((300, 1, 4), (3, 1, 600), (2, 130, 4)):
+        yield from each("merge_attn_states", f"t{t}-h{heads}-d{width}/normal", make(t, heads, width, "normal"), tags=("f32",))
     yield from each("merge_attn_states", "t129-h128-d512/normal", make(129, 128, 512, "normal"), "full")

@@ -17,6 +17,8 @@ from dsv3.ops import kv_cache_write
 from dsv3.plugin import LatentCache, Quant
 
 KV = ("act", "fp8")
+# (cache, activations) where the cache is neither FP8 nor in the dtype of the activations: (name and tag, what the backend must offer)
+MIXED = (("bf16", "f32", "bfloat16"), ("f32", "bf16", "float32"))
 
 
 def cases() -> Iterator[Case]:
@@ -42,7 +44,7 @@ def slots_of(d: Data, kind: str, t: int, capacity: int) -> Tensor:
 
 def _rows(d: Data, t: int, rank: int, rope: int, dtype: torch.dtype, kind: str) -> tuple[Tensor, Tensor]:
     """ckv and kpe: "views" are slices of one projection's output, as the graph has them."""
-    both = d.real("kv", "outliers" if kind == "outliers" else "normal", t, rank + rope).to(dtype)
+    both = d.real("kv", kind if kind in ("outliers", "nanone", "faint") else "normal", t, rank + rope).to(dtype)
     if kind == "views":
         wide = strided(both, 4)
         return wide[:, :rank], wide[:, rank:]
@@ -50,11 +52,13 @@ def _rows(d: Data, t: int, rank: int, rope: int, dtype: torch.dtype, kind: str) 
 
 
 def _write() -> Iterator[Case]:
-    def make(t: int, rank: int, rope: int, kv: str, slots: str, kind: str = "views", wide: bool = False) -> Make:
+    def make(t: int, rank: int, rope: int, kv: str, slots: str, kind: str = "views", wide: bool = False, far: int = 0) -> Make:
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
-            pages = -(-(t + 5) // s.page_size) + 2
+            pages = -(-(t + 5 + far) // s.page_size) + 2
             ckv, kpe = _rows(d, t, rank, rope, dtype, kind)
             where = index(slots_of(d, slots, t, pages * s.page_size), wide)
+            if far:  # every slot past 16 bits
+                where = where % (where.new_tensor(t + 5)) + far
             return {"ckv": ckv, "kpe": kpe, "slots": where, "cache": empty_cache(pages, s.page_size, rank, rope, kv, dtype)}
 
         return arguments
@@ -69,7 +73,17 @@ def _write() -> Iterator[Case]:
         for slots in ("ordered", "none"):
             yield from each("kv_cache_write", f"{kv}/t6-r160-p8/{slots}", make(6, 160, 8, kv, slots, "plain"), "quick", **fp8)
         yield from each("kv_cache_write", f"{kv}/t6-r160-p8/outliers", make(6, 160, 8, kv, "skip", "outliers"), **fp8)
+        for kind in ("nanone", "faint"):
+            yield from each("kv_cache_write", f"{kv}/t6-r160-p8/{kind}", make(6, 160, 8, kv, "ordered", kind), **fp8)
+        yield from each("kv_cache_write", f"{kv}/t1030-r6-p2/shuffled", make(1030, 6, 2, kv, "shuffled"), tags=("f32",), **fp8)
         yield from each("kv_cache_write", f"{kv}/t6-r160-p8/int64", make(6, 160, 8, kv, "skip", "plain", True), **fp8)
+
+
+    for kv, tag, offered in MIXED:
+        for t, slots in ((5, "shuffled"), (9, "skip")):
+            yield Case("kv_cache_write", f"{kv}-cache/t{t}-r160-p8/{slots}", tag, make(t, 160, 8, kv, slots), kv=offered)
+    far = make(5, 4, 2, "act", "ordered", "plain", far=33000)
+    yield from each("kv_cache_write", "act/t5-r4-p2/far", far, tags=("f32",))
 
 
 def lengths(spec: str, page: int) -> list[int]:
@@ -119,12 +133,13 @@ def filled(
 
 
 def _gather() -> Iterator[Case]:
-    def make(spec: str, rank: int, rope: int, kv: str, start: int = 0, **how: Any) -> Make:
+    def make(spec: str, rank: int, rope: int, kv: str, start: int = 0, wide: bool = False, **how: Any) -> Make:
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
             seq = lengths(spec, s.page_size)
             cache, block_table = filled(d, kv, dtype, s, rank, rope, seq, start, **how)
             total = sum(max(n - start, 0) for n in seq)
-            return {"cache": cache, "block_table": block_table, "seq_lens": index(seq), "total": total, "start": start}
+            block_table = index(block_table, wide)
+            return {"cache": cache, "block_table": block_table, "seq_lens": index(seq, wide), "total": total, "start": start}
 
         return arguments
 
@@ -137,18 +152,27 @@ def _gather() -> Iterator[Case]:
         yield from each("kv_cache_gather", f"{kv}/len-2p+1.p/ordered", make("2p+1.p", 100, 6, kv, order="ordered"), **fp8)
         yield from each("kv_cache_gather", f"{kv}/len-p+3.2p/shared", make("p+3.2p", 64, 8, kv, shared=True), **fp8)
         yield from each("kv_cache_gather", f"{kv}/len-2.p+1/garbage", make("2.p+1", 64, 8, kv, order="garbage"), **fp8)
+        yield from each("kv_cache_gather", f"{kv}/len-9.p+1/int64", make("9.p+1", 64, 8, kv, wide=True), **fp8)
+        yield from each("kv_cache_gather", f"{kv}/len-9.2.p+1.4/start4", make("9.2.p+1.4", 64, 8, kv, 4), **fp8)
+        for name in ("1100.3", ".".join(["2", "5", "1"] * 12)):
+            short = name if len(name) < 9 else "2.5.1-x12"
+            yield from each("kv_cache_gather", f"{kv}/len-{short}/r6-p2", make(name, 6, 2, kv), tags=("f32",), **fp8)
         yield from each("kv_cache_gather", f"{kv}/len-4097.100/r512", make("4097.100", 512, 64, kv), "full", **fp8)
 
 
+    for kv, tag, offered in MIXED:
+        yield Case("kv_cache_gather", f"{kv}-cache/len-p+1.3/start0", tag, make("p+1.3", 160, 8, kv), kv=offered)
+
+
 def _rope_write() -> Iterator[Case]:
-    def make(t: int, heads: int, rank: int, rope: int, kv: str, slots: str, interleaved: bool = True) -> Make:
+    def make(t: int, heads: int, rank: int, rope: int, kv: str, slots: str, interleaved: bool = True, length: int = 3000) -> Make:
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
             pages = -(-(t + 5) // s.page_size) + 2
             ckv, kpe = _rows(d, t, rank, rope, dtype, "views")
-            cos_sin = table(3000, rope)
+            cos_sin = table(length, rope)
             return {
                 "q_pe": strided(d.normal("q", t, heads, rope).to(dtype), 5), "kpe": kpe, "ckv": ckv,
-                "positions": index(d.integers("positions", 0, 3000, t)),
+                "positions": index(d.integers("positions", 0, length, t)),
                 "cos_sin": cos_sin if dtype != torch.float64 else cos_sin.to(dtype),
                 "slots": index(slots_of(d, slots, t, pages * s.page_size)),
                 "cache": empty_cache(pages, s.page_size, rank, rope, kv, dtype), "interleaved": interleaved,
@@ -164,6 +188,11 @@ def _rope_write() -> Iterator[Case]:
                 made = make(t, heads, rank, rope, kv, slots)
                 yield from each("rope_cache_write", f"{kv}/t{t}-h{heads}-r{rank}-p{rope}/{slots}", made, size, **fp8)
         yield from each("rope_cache_write", f"{kv}/t6-h2-r64-p8/halves", make(6, 2, 64, 8, kv, "skip", False), **fp8)
+        yield from each("rope_cache_write", f"{kv}/t300-h1-r6-p2/shuffled", make(300, 1, 6, 2, kv, "shuffled"), tags=("f32",), **fp8)
+    yield from each("rope_cache_write", "act/t9-h2-r6-p2/far", make(9, 2, 6, 2, "act", "skip", length=70000), tags=("f32",))
+    yield from each("rope_cache_write", "act/t2-h130-r6-p4/shuffled", make(2, 130, 6, 4, "act", "shuffled"), tags=("f32",))
+    for kv, tag, offered in MIXED:
+        yield Case("rope_cache_write", f"{kv}-cache/t5-h3-r160-p16/skip", tag, make(5, 3, 160, 16, kv, "skip"), kv=offered)
 
 
 def _prolog() -> Iterator[Case]:
@@ -192,6 +221,12 @@ def _prolog() -> Iterator[Case]:
 
         return arguments
 
+    for t, heads in ((130, 2), (3, 20)):
+        made = make(t, heads, 48, "none", "float32", "act", "skip")
+        yield from each("mla_prolog", f"none/act-t{t}-h{heads}-q48/skip", made, tags=("f32",))
+    for kv, tag, offered in MIXED:
+        made = make(5, 3, 48, "none", "float32", kv, "skip")
+        yield Case("mla_prolog", f"none/{kv}-cache-t5-h3-q48/skip", tag, made, kv=offered)
     for name, quant, fmt in SCHEMES:
         for t, heads, lora, slots in ((5, 3, 48, "skip"), (1, 2, 0, "shuffled"), (0, 2, 48, "shuffled"), (33, 2, 100, "skip")):
             for kv in KV:

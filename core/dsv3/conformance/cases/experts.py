@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv3.conformance.case import Case, Make, Setting, down, each, gate_up, index, weight
+from dsv3.conformance.case import Case, Make, Setting, down, each, gate_up, index, lowest_codes, weight
 from dsv3.conformance.cases.products import SCHEMES
 from dsv3.conformance.cases.routing import LAYOUTS, MODES, bias, routing
 from dsv3.conformance.data import Data
@@ -31,6 +31,9 @@ def cases() -> Iterator[Case]:
 def choose(d: Data, spread: str, t: int, k: int, experts: int) -> Tensor:
     """ids int64 [t, k], distinct per token. "one": the first choice is always expert E - 2; "holes": odd experts only where
     that leaves k of them; "missing": some entries -1; "none": all."""
+    if spread == "turns":  # for many tokens: each starts where a random number says, and takes every seventh expert; some -1
+        first = d.integers("ids", 0, experts, t, 1)
+        return torch.where(d.uniform("missing", t, k) < 0.1, -1, (first + 7 * torch.arange(k)) % experts)
     order = (
         torch.stack([d.permutation(f"ids.{i}", experts)[:k] for i in range(t)]) if t else torch.zeros(0, k, dtype=torch.int64)
     )
@@ -57,18 +60,21 @@ def _permute() -> Iterator[Case]:
             size: Size = "quick" if t <= 5 else "small"
             name = f"t{t}-k{k}-e{experts}/{spread}"
             yield from each("moe_permute", name, make(t, k, experts, spread), size, ("f32",))
+    for t, k, experts in ((9, 1, 1), (5, 10, 16), (300, 2, 3), (4200, 8, 300)):
+        made = make(t, k, experts, "missing" if t < 4000 else "turns")
+        yield from each("moe_permute", f"t{t}-k{k}-e{experts}/missing", made, "small", ("f32",))
     yield from each("moe_permute", "t9-k2-e8/int64", make(9, 2, 8, "missing", True), "small", ("f32",))
     yield from each("moe_permute", "t4097-k8-e256/random", make(4097, 8, 256, "random"), "full", ("f32",))
 
 
 def _combine() -> Iterator[Case]:
-    def make(t: int, k: int, experts: int, width: int, spread: str) -> Make:
+    def make(t: int, k: int, experts: int, width: int, spread: str, signed: bool = False) -> Make:
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
             ids = choose(d, spread, t, k, experts)
             perm, _ = moe_permute(index(ids), experts)
             y = d.real("y", "outliers", t * k, width)
             y[perm < 0] = float("nan")
-            weights = d.uniform("weights", t, k) + 0.1
+            weights = d.uniform("weights", t, k) + (-0.6 if signed else 0.1)
             weights[ids < 0] = float("nan")
             weights = weights if dtype != torch.float64 else weights.to(dtype)
             return {"y": y.to(dtype), "perm": perm, "weights": weights}
@@ -79,11 +85,16 @@ def _combine() -> Iterator[Case]:
         for spread in ("random", "missing", "none"):
             size: Size = "quick" if t <= 5 else "small"
             yield from each("moe_combine", f"t{t}-k{k}-h{width}/{spread}", make(t, k, experts, width, spread), size)
+    yield from each("moe_combine", "t5-k3-h20/signed", make(5, 3, 16, 20, "missing", True))
+    for t, k, width in ((300, 8, 3), (1100, 1, 2), (2, 2, 2100)):
+        yield from each("moe_combine", f"t{t}-k{k}-h{width}/turns", make(t, k, 64, width, "turns"), tags=("f32",))
     yield from each("moe_combine", "t300-k8-h2048/missing", make(300, 8, 256, 2048, "missing"), "full")
 
 
 def _grouped() -> Iterator[Case]:
-    def make(counts: tuple[int, ...], extra: int, n: int, k: int, quant: Quant, fmt: str, kind: str) -> Make:
+    def make(
+        counts: tuple[int, ...], extra: int, n: int, k: int, quant: Quant, fmt: str, kind: str, lowest: bool = False
+    ) -> Make:
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
             rows = sum(counts)
             x = d.real("x", kind, rows + extra, k)
@@ -91,6 +102,7 @@ def _grouped() -> Iterator[Case]:
             offsets = torch.tensor([0, *counts]).cumsum(0)
             grid = "integers" if kind == "integers" else "normal"
             w = weight(d, "w", quant, (len(counts), n, k), dtype, grid, fmt)
+            w = lowest_codes(d, w) if lowest else w
             return {"x": x.to(dtype), "w": w, "offsets": index(offsets)}
 
         return arguments
@@ -110,16 +122,26 @@ def _grouped() -> Iterator[Case]:
         for kind in ("outliers", "integers"):
             made = make((3, 0, 5, 1), 2, 136, 300, quant, fmt, kind)
             yield from each("grouped_linear", f"{name}/mixed-n136-k300/{kind}", made)
+        for text, counts, extra, n, k in (("e40", (1, 0, 2) * 13 + (1,), 3, 24, 40), ("rows300", (0, 300, 1), 40, 16, 40),
+                                          ("k2100", (2, 1), 1, 16, 2100)):  # fmt: skip
+            made = make(counts, extra, n, k, quant, fmt, "normal")
+            yield from each("grouped_linear", f"{name}/{text}-n{n}-k{k}/normal", made, tags=("f32",))
+        if quant.startswith("int"):
+            made = make((3, 0, 2), 1, 24, 140, quant, fmt, "normal", True)
+            yield from each("grouped_linear", f"{name}/mixed-n24-k140/lowest", made)
     for name, quant, fmt in SCHEMES[:2]:
         made = make((65, 1, 128, 0, 63, 129), 7, 256, 384, quant, fmt, "normal")
         yield from each("grouped_linear", f"{name}/blocks-n256-k384/normal", made, "full")
 
 
 def _fused() -> Iterator[Case]:
-    def make(t: int, h: int, i: int, experts: int, k: int, quant: Quant, fmt: str, spread: str, kind: str, wide: bool) -> Make:
+    def make(
+        t: int, h: int, i: int, experts: int, k: int, quant: Quant, fmt: str, spread: str, kind: str, wide: bool = False,
+        signed: bool = False,
+    ) -> Make:  # fmt: skip
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
             ids = choose(d, spread, t, k, experts)
-            weights = d.uniform("weights", t, k) + 0.1
+            weights = d.uniform("weights", t, k) + (-0.6 if signed else 0.1)
             weights[ids < 0] = float("nan")
             weights = weights if dtype != torch.float64 else weights.to(dtype)
             return {
@@ -139,6 +161,13 @@ def _fused() -> Iterator[Case]:
         yield from each("fused_experts", f"{name}/t7-e4-k4/outliers-int64", made)
         made = make(4, 256, 128, 8, 2, quant, fmt, "random", "normal", False)
         yield from each("fused_experts", f"{name}/t4-e8-k2/blocks", made)
+    for t, h, i, experts, k, spread in ((300, 16, 8, 2, 1, "one"), (3, 16, 8, 40, 6, "random"), (20, 16, 8, 40, 10, "missing")):
+        made = make(t, h, i, experts, k, "none", "float32", spread, "normal")
+        yield from each("fused_experts", f"none/t{t}-e{experts}-k{k}/{spread}-long", made, tags=("f32",))
+    for name, quant, fmt in (SCHEMES[1], SCHEMES[4]):  # FP8 and INT8 activations
+        made = make(140, 40, 24, 2, 1, quant, fmt, "one", "normal")
+        yield from each("fused_experts", f"{name}/t140-e2-k1/one-long", made, tags=("f32",))
+    yield from each("fused_experts", "none/t5-e6-k2/signed", make(5, 40, 24, 6, 2, "none", "float32", "random", "normal", signed=True))
     for name, quant, fmt in SCHEMES[:3]:
         made = make(65, 256, 128, 16, 4, quant, fmt, "random", "normal", False)
         yield from each("fused_experts", f"{name}/t65-e16-k4/random", made, "full")
@@ -169,8 +198,12 @@ def _moe() -> Iterator[Case]:
         for t, layout, mode, shared, local in ((9, "tiny", "noaux", 1, False), (5, "odd", "softmax", 2, False),
                                                (1, "tiny", "negative", 1, False), (7, "tiny", "raw", 0, True)):  # fmt: skip
             size: Size = "quick" if quant in ("none", "fp8-w8a8") and t in (9, 7) else "small"
-            if quant not in ("none", "fp8-w8a8") and t in (5, 1):
+            if quant not in ("none", "fp8-w8a8") and t == 5:
                 continue
             text = f"{name}/{layout}-{mode}-t{t}-shared{shared}{'-half' if local else ''}"
             yield from each("moe", text, make(t, layout, mode, quant, fmt, shared, local), size)
+    for t, layout, mode, shared, local in ((7, "tiny", "noaux", 1, True), (6, "tiny", "greedy", 1, False), (6, "tiny", "softmax-bias", 2, True),
+                                           (5, "lite", "greedy", 2, False), (70, "open", "noaux", 1, False)):  # fmt: skip
+        text = f"none/{layout}-{mode}-t{t}-shared{shared}{'-half' if local else ''}"
+        yield from each("moe", text, make(t, layout, mode, "none", "float32", shared, local))
     yield from each("moe", "none/tiny-noaux-t0-shared1", make(0, "tiny", "noaux", "none", "float32", 1, False))

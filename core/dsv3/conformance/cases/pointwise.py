@@ -11,12 +11,15 @@ from torch import Tensor
 from dsv3.conformance.case import Case, Make, Setting, each, index, strided
 from dsv3.conformance.data import Data
 from dsv3.conformance.result import Size
+from dsv3.ops.sampling import philox
 
 ROWS: tuple[tuple[int, int, Size], ...] = (
     (1, 128, "quick"), (5, 100, "quick"), (0, 64, "quick"), (65, 129, "quick"), (2, 1, "small"), (63, 48, "small"),
     (64, 256, "small"), (127, 33, "small"), (128, 512, "small"), (129, 72, "small"), (3, 1536, "small"), (4097, 64, "full"),
     (17, 7168, "full"),
 )  # fmt: skip
+# Long in one dimension: more rows or columns than one tile, one block of threads or one counter of 8 bits takes.
+LONG: tuple[tuple[int, int], ...] = ((1030, 6), (2, 8200))
 
 
 def cases() -> Iterator[Case]:
@@ -45,6 +48,8 @@ def _rms_norm() -> Iterator[Case]:
 
     for t, width, size in ROWS:
         yield from each("rms_norm", f"t{t}-d{width}/normal", make(t, width, "normal"), size)
+    for t, width in LONG:
+        yield from each("rms_norm", f"t{t}-d{width}/normal", make(t, width, "normal"), tags=("f32",))
     for distribution in ("outliers", "zeros", "onehot", "nanrow", "integers"):
         size: Size = "quick" if distribution in ("outliers", "zeros") else "small"
         yield from each("rms_norm", f"t6-d96/{distribution}", make(6, 96, distribution), size)
@@ -68,6 +73,8 @@ def _add_rms_norm() -> Iterator[Case]:
 
     for t, width, size in ROWS:
         yield from each("add_rms_norm", f"t{t}-d{width}/normal", make(t, width, "normal"), size)
+    for t, width in LONG:
+        yield from each("add_rms_norm", f"t{t}-d{width}/normal", make(t, width, "normal"), tags=("f32",))
     for distribution in ("outliers", "zeros", "cancelling", "nanrow"):
         yield from each("add_rms_norm", f"t6-d96/{distribution}", make(6, 96, distribution))
     yield from each("add_rms_norm", "t6-d96/eps1e-3", make(6, 96, "small", 1e-3))
@@ -82,6 +89,8 @@ def _silu_mul() -> Iterator[Case]:
 
     for t, width, size in ROWS:
         yield from each("silu_mul", f"t{t}-i{width}/normal", make(t, width, "normal"), size)
+    for t, width in LONG:
+        yield from each("silu_mul", f"t{t}-i{width}/normal", make(t, width, "normal"), tags=("f32",))
     for distribution in ("outliers", "zeros", "nanrow", "integers", "small"):
         yield from each("silu_mul", f"t6-i48/{distribution}", make(6, 48, distribution), "quick")
     for scale in (12, 60):
@@ -100,10 +109,13 @@ def _rope() -> Iterator[Case]:
     def make(t: int, heads: int, width: int, interleaved: bool, kind: str = "", wide: bool = False) -> Make:
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
             x = d.real("x", "outliers" if kind == "outliers" else "normal", t, heads, width).to(dtype)
-            positions = d.integers("positions", 0, 5000, t)
+            length = 70000 if kind == "far" else 5000
+            positions = d.integers("positions", length // 2 if kind == "far" else 0, length, t)
             if kind == "zero":
                 positions = positions * 0
-            cos_sin = table(5000, width)
+            cos_sin = table(length, width)
+            if kind == "scaled":  # as YaRN's attention factor does where it is in the table: position 0 turns nothing, yet scales
+                positions[: t // 2], cos_sin = 0, cos_sin * 1.25
             cos_sin = cos_sin if dtype != torch.float64 else cos_sin.to(dtype)
             if kind == "strided":
                 x = strided(x, 6)
@@ -118,6 +130,10 @@ def _rope() -> Iterator[Case]:
     for t, heads, width, size in shapes:
         for name, interleaved in (("pairs", True), ("halves", False)):
             yield from each("apply_rope", f"t{t}-h{heads}-p{width}/{name}", make(t, heads, width, interleaved), size)
+    for t, heads, width in ((1030, 1, 4), (3, 130, 8)):
+        yield from each("apply_rope", f"t{t}-h{heads}-p{width}/pairs", make(t, heads, width, True), tags=("f32",))
+    for kind in ("far", "scaled"):
+        yield from each("apply_rope", f"t7-h2-p4/{kind}", make(7, 2, 4, True, kind), tags=("f32",))
     for kind in ("strided", "zero", "outliers"):
         yield from each("apply_rope", f"t7-h4-p16/{kind}", make(7, 4, 16, True, kind), "quick")
     yield from each("apply_rope", "t7-h4-p16/int64", make(7, 4, 16, True, wide=True))
@@ -134,6 +150,8 @@ def _embedding() -> Iterator[Case]:
 
     for t, vocab, width in ((1, 7, 64), (5, 100, 33), (0, 10, 16), (65, 300, 128), (129, 64, 100)):
         yield from each("embedding", f"t{t}-v{vocab}-h{width}", make(t, vocab, width), "quick")
+    for t, vocab, width in ((1030, 40, 3), (9, 70000, 2), (3, 9, 2500)):
+        yield from each("embedding", f"t{t}-v{vocab}-h{width}", make(t, vocab, width), tags=("bf16",))
     yield from each("embedding", "t6-v50-h40/int64", make(6, 50, 40, True))
 
 
@@ -153,8 +171,16 @@ def _sampling() -> Iterator[Case]:
                 logits[:, vocab // 2] = 1.0
             if kind == "large":
                 logits = logits * 2500
+            if kind == "cold":
+                logits, temperature = logits * 0.01, temperature * 0 + 0.02
+            if kind == "tail":  # what is chosen lies past 16 bits of token ids
+                logits[:, :66000] -= 60
+                temperature = temperature * 0 + 1
             seeds = d.integers("seeds", -(2**31), 2**31, rows) * (2**31) + d.integers("seeds.low", 0, 2**31, rows)
             positions = index(d.integers("positions", 0, 200000, rows))
+            if kind == "close":
+                temperature = temperature * 0 + 1
+                logits = _close(logits * 0, seeds, positions)
             return {"logits": logits.to(dtype), "seeds": seeds, "positions": positions, "temperature": temperature}
 
         return arguments
@@ -163,14 +189,26 @@ def _sampling() -> Iterator[Case]:
         for rows, vocab in ((1, 50), (7, 1000), (0, 20), (33, 129)):
             size: Size = "quick" if vocab != 129 else "small"
             yield from each("gumbel_argmax", f"s{rows}-v{vocab}/{kind}", make(rows, vocab, kind), size)
+    for rows, vocab, kind in ((9, 300, "cold"), (2, 70000, "ties"), (2, 70000, "tail"), (12, 6000, "close")):
+        yield from each("gumbel_argmax", f"s{rows}-v{vocab}/{kind}", make(rows, vocab, kind), tags=("f32",))
     yield from each("gumbel_argmax", "s3-v129280/mixed", make(3, 129280, "mixed"), "full")
 
 
+def _close(logits: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
+    """Logits that leave the two largest perturbed ones 4e-5 apart: more than float32 logarithms of a float64 u lose, less than a
+    u of 24 bits does. The noise is the specified one, for temperature 1."""
+    token = torch.arange(logits.shape[1])[None, :]
+    u = (philox(token, positions[:, None], seeds[:, None]).to(torch.float64) + 0.5) * 2.0**-32
+    best = (-torch.log(-torch.log(u))).topk(2, dim=-1)
+    made = logits.scatter(1, best.indices[:, 1:], (best.values[:, :1] - best.values[:, 1:] - 4e-5).to(logits.dtype))
+    return made
+
+
 def _mtp() -> Iterator[Case]:
-    def make(t: int, width: int, distribution: str) -> Make:
+    def make(t: int, width: int, distribution: str, scale: float = 4) -> Make:
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
             return {
-                "embedding": d.real("e", distribution, t, width).to(dtype) * 0.1, "hidden": d.normal("h", t, width).to(dtype) * 4,
+                "embedding": d.real("e", distribution, t, width).to(dtype) * 0.1, "hidden": d.normal("h", t, width).to(dtype) * scale,
                 "enorm": norm_weight(d, "en", width, dtype), "hnorm": norm_weight(d, "hn", width, dtype),
                 "eh_proj": (d.normal("w", width, 2 * width) / width**0.5).to(dtype), "eps": 1e-6,
             }  # fmt: skip
@@ -179,6 +217,8 @@ def _mtp() -> Iterator[Case]:
 
     for t, width, size in ((1, 64, "quick"), (5, 100, "quick"), (0, 32, "quick"), (65, 129, "small"), (3, 1024, "full")):
         yield from each("mtp_combine", f"t{t}-h{width}/normal", make(t, width, "normal"), size)  # type: ignore[arg-type]
+    yield from each("mtp_combine", "t130-h8/normal", make(130, 8, "normal"), tags=("f32",))
+    yield from each("mtp_combine", "t5-h48/faint", make(5, 48, "faint", 2.0**-11))
     for distribution in ("outliers", "zeros"):
         yield from each("mtp_combine", f"t6-h72/{distribution}", make(6, 72, distribution))
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsv3.conformance.case import Case, Make, Setting, each, strided, weight
+from dsv3.conformance.case import Case, Make, Setting, each, lowest_codes, strided, weight
 from dsv3.conformance.data import Data
 from dsv3.conformance.result import Size
 from dsv3.plugin import Quant
@@ -19,9 +19,11 @@ SHAPES: tuple[tuple[int, int, int, Size], ...] = (
     (1, 128, 128, "quick"), (5, 100, 129, "quick"), (65, 130, 300, "quick"), (3, 576, 256, "quick"), (0, 64, 128, "quick"),
     (2, 129, 640, "small"), (63, 64, 128, "small"), (64, 96, 256, "small"), (127, 40, 136, "small"), (128, 33, 384, "small"),
     (129, 48, 100, "small"), (7, 1, 512, "small"), (4, 257, 1000, "small"), (1, 384, 384, "small"),
-    (64, 256, 512, "small"), (4, 512, 1024, "small"),
+    (64, 256, 512, "small"), (4, 512, 1024, "small"), (300, 20, 40, "small"), (3, 1300, 33, "small"), (2, 24, 7200, "small"),
     (4097, 72, 512, "full"), (8, 256, 7168, "full"), (2, 320, 10944, "full"), (1, 2112, 1536, "full"),
 )  # fmt: skip
+# Besides the quick ones, the shapes that every scheme is tried on.
+_EVERY_SCHEME = ((4, 257, 1000), (300, 20, 40), (3, 1300, 33), (2, 24, 7200))
 DISTRIBUTIONS: tuple[tuple[str, Size], ...] = (
     ("outliers", "quick"), ("integers", "quick"), ("onehot", "quick"), ("cancelling", "small"), ("zeros", "small"),
     ("positive", "small"), ("nanrow", "small"), ("small", "small"),
@@ -64,6 +66,7 @@ def _linear() -> Iterator[Case]:
         yield from each("linear", f"t{t}-n{n}-k{k}/normal", _plain("linear", t, n, k, "normal"), size)
     for distribution, size in DISTRIBUTIONS:
         yield from each("linear", f"t9-n72-k300/{distribution}", _plain("linear", 9, 72, 300, distribution), size)
+    yield from each("linear", "t130-n50-k96/bias", _plain("linear", 130, 50, 96, "normal", bias=True))
     for t in (1, 6):
         yield from each("linear", f"t{t}-n50-k96/bias", _plain("linear", t, 50, 96, "normal", bias=True), "quick")
 
@@ -71,7 +74,7 @@ def _linear() -> Iterator[Case]:
 def _router() -> Iterator[Case]:
     shapes: tuple[tuple[int, int, int, Size], ...] = (
         (1, 16, 96, "quick"), (65, 256, 200, "quick"), (0, 8, 64, "quick"), (5, 9, 129, "small"), (128, 64, 512, "small"),
-        (3, 256, 7168, "full"), (4097, 8, 256, "full"),
+        (300, 9, 33, "small"), (2, 400, 20, "small"), (2, 8, 7200, "small"), (3, 256, 7168, "full"), (4097, 8, 256, "full"),
     )  # fmt: skip
     for t, e, k, size in shapes:
         yield from each("router_gemm", f"t{t}-e{e}-k{k}/normal", _plain("router_gemm", t, e, k, "normal"), size)
@@ -82,7 +85,8 @@ def _router() -> Iterator[Case]:
 def _bmm() -> Iterator[Case]:
     shapes: tuple[tuple[int, int, int, int, Size], ...] = (
         (1, 2, 32, 48, "quick"), (5, 3, 20, 33, "quick"), (0, 2, 16, 16, "quick"), (65, 16, 24, 40, "small"),
-        (3, 1, 129, 100, "small"), (2, 5, 64, 1, "small"), (4, 128, 128, 512, "full"), (129, 8, 128, 64, "full"),
+        (3, 1, 129, 100, "small"), (2, 5, 64, 1, "small"), (300, 2, 8, 8, "small"), (2, 130, 6, 5, "small"), (2, 1, 9, 600, "small"),
+        (2, 1, 600, 9, "small"), (4, 128, 128, 512, "full"), (129, 8, 128, 64, "full"),
     )  # fmt: skip
 
     def make(t: int, h: int, a: int, c: int, distribution: str, view: str) -> Make:
@@ -136,7 +140,7 @@ def _block_scaled() -> Iterator[Case]:
     for t, n, k, size in SHAPES:
         for tag, out in (("f32", "float32"), ("bf16", "bfloat16")):
             yield Case("block_scaled_mm", f"t{t}-n{n}-k{k}/normal", tag, make(t, n, k, "normal", out), size)
-    for distribution in ("outliers", "integers", "onehot", "max", "zeros", "tiny-scales", "cancelling", "positive"):
+    for distribution in ("outliers", "integers", "onehot", "max", "zeros", "tiny-scales", "cancelling", "positive", "nanrow"):
         for tag, out in (("f32", "float32"), ("bf16", "bfloat16")):
             name, size = f"t9-n200-k520/{distribution}", "quick" if distribution in ("integers", "outliers") else "small"
             yield Case("block_scaled_mm", name, tag, make(9, 200, 520, distribution, out), size)  # type: ignore[arg-type]
@@ -154,7 +158,8 @@ def _int8() -> Iterator[Case]:
                     return torch.where(d.integers(name, 0, 16, *shape) > 0, 127, -127).to(torch.int8)
                 if distribution == "onehot" and name == "a":
                     return d.real(name, "onehot", *shape).mul(2).to(torch.int8)
-                return d.integers(name, -127, 128, *shape).to(torch.int8)
+                lowest = -128 if distribution == "lowest" and name == "b" else -127
+                return d.integers(name, lowest, 128, *shape).to(torch.int8)
 
             sizes = {"a_scale": ("as", t), "b_scale": ("bs", n)}
             scales = {key: _scales(d, name, "normal", rows, 1) for key, (name, rows) in sizes.items()}
@@ -165,6 +170,8 @@ def _int8() -> Iterator[Case]:
     for t, n, k, size in SHAPES:
         for tag, out in (("f32", "float32"), ("bf16", "bfloat16")):
             yield Case("int8_scaled_mm", f"t{t}-n{n}-k{k}/normal", tag, make(t, n, k, "normal", out), size)
+    for tag, out in (("f32", "float32"), ("bf16", "bfloat16")):
+        yield Case("int8_scaled_mm", "t9-n70-k300/lowest", tag, make(9, 70, 300, "lowest", out))
     for distribution in ("max", "onehot"):
         for tag, out in (("f32", "float32"), ("bf16", "bfloat16")):
             yield Case("int8_scaled_mm", f"t9-n70-k1500/{distribution}", tag, make(9, 70, 1500, distribution, out), "quick")
@@ -173,13 +180,14 @@ def _int8() -> Iterator[Case]:
 def _quant_linear() -> Iterator[Case]:
     def make(t: int, n: int, k: int, quant: Quant, fmt: str, distribution: str, grid: str) -> Make:
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
-            return {"x": d.real("x", distribution, t, k).to(dtype), "w": weight(d, "w", quant, (n, k), dtype, grid, fmt)}
+            w = weight(d, "w", quant, (n, k), dtype, "normal" if grid == "lowest" else grid, fmt)
+            return {"x": d.real("x", distribution, t, k).to(dtype), "w": lowest_codes(d, w) if grid == "lowest" else w}
 
         return arguments
 
     for name, quant, fmt in SCHEMES:
         for t, n, k, size in SHAPES:
-            if name in ("fp8-w8a8-ue8m0", "int8-w8a16", "int4-w4a16") and size != "quick" and (t, n, k) != (4, 257, 1000):
+            if name in ("fp8-w8a8-ue8m0", "int8-w8a16", "int4-w4a16") and size != "quick" and (t, n, k) not in _EVERY_SCHEME:
                 continue
             yield from each(
                 "quant_linear", f"{name}/t{t}-n{n}-k{k}/normal", make(t, n, k, quant, fmt, "normal", "normal"), size
@@ -189,6 +197,9 @@ def _quant_linear() -> Iterator[Case]:
                 continue
             made = make(9, 200, 300, quant, fmt, distribution, _of(distribution))
             yield from each("quant_linear", f"{name}/t9-n200-k300/{distribution}", made, size)
+        if quant.startswith("int"):
+            for k in (300, 129):
+                yield from each("quant_linear", f"{name}/t5-n40-k{k}/lowest", make(5, 40, k, quant, fmt, "normal", "lowest"))
         if quant.endswith("a8"):
             made = make(6, 64, 2 * BLOCK, quant, fmt, "ties", "normal")
             yield from each("quant_linear", f"{name}/t6-n64-k256/ties", made)

@@ -14,7 +14,7 @@ from dsv3.conformance.result import Size
 # name: experts, groups, kept groups, k
 LAYOUTS: dict[str, tuple[int, int, int, int]] = {
     "v3": (256, 8, 4, 8), "tiny": (16, 4, 2, 3), "lite": (64, 1, 1, 6), "v2": (160, 8, 3, 6), "k1": (24, 4, 1, 1),
-    "all": (12, 1, 1, 12), "odd": (9, 3, 2, 2), "kimi": (384, 1, 1, 8),
+    "all": (12, 1, 1, 12), "odd": (9, 3, 2, 2), "kimi": (384, 1, 1, 8), "open": (16, 4, 4, 3),
 }  # fmt: skip
 # name: score, group_score, renormalize, scale, bias
 MODES: dict[str, tuple[str, str, bool, float, str]] = {
@@ -65,6 +65,8 @@ def _topk() -> Iterator[Case]:
                 logits = 1 + d.permutation("logits", t * experts).view(t, experts).float() * 2.0**-14
             if kind == "negative":
                 logits = logits - 12
+            if kind == "faint":  # sums far below any floor but the specified 1e-20
+                logits = logits - 30
             return {"logits": logits, "bias": bias(d, MODES[mode][4], experts), **routing(layout, mode)}
 
         return arguments
@@ -74,8 +76,9 @@ def _topk() -> Iterator[Case]:
             if _applies(layout, mode):
                 size: Size = "quick" if layout in ("v3", "tiny", "lite") else "small"
                 yield from each("grouped_topk", f"{layout}-{mode}/t33/normal", make(33, layout, mode, "normal"), size, ("f32",))
-    for t, size in ((0, "quick"), (1, "quick"), (2, "small"), (129, "small"), (4097, "full")):
+    for t, size in ((0, "quick"), (1, "quick"), (2, "small"), (129, "small"), (1030, "small"), (4097, "full")):
         yield from each("grouped_topk", f"v3-noaux/t{t}/normal", make(t, "v3", "noaux", "normal"), size, ("f32",))  # type: ignore[arg-type]
+    yield from each("grouped_topk", "tiny-nobias/t9/faint", make(9, "tiny", "nobias", "faint"), "small", ("f32",))
     for kind in ("huge", "equal", "close", "negative"):
         for mode in ("noaux", "nobias", "greedy", "negative"):
             yield from each("grouped_topk", f"tiny-{mode}/t9/{kind}", make(9, "tiny", mode, kind), "quick", ("f32",))
@@ -94,9 +97,11 @@ def _route() -> Iterator[Case]:
         return arguments
 
     for layout, mode in (("v3", "noaux"), ("tiny", "negative"), ("lite", "greedy"), ("v2", "softmax"), ("tiny", "raw"),
-                         ("kimi", "noaux"), ("all", "wide"), ("odd", "nobias")):  # fmt: skip
+                         ("kimi", "noaux"), ("all", "wide"), ("odd", "nobias"), ("open", "noaux")):  # fmt: skip
         size: Size = "quick" if layout in ("v3", "tiny", "lite") else "small"
         yield from each("route", f"{layout}-{mode}/t17-h100", make(17, 100, layout, mode), size)
+    for t in (130, 300):
+        yield from each("route", f"tiny-noaux/t{t}-h40", make(t, 40, "tiny", "noaux"))
     for t in (0, 1, 65):
         yield from each("route", f"tiny-noaux/t{t}-h64", make(t, 64, "tiny", "noaux"))
     yield from each("route", "v3-noaux/t9-h129/outliers", make(9, 129, "v3", "noaux", "outliers"))
