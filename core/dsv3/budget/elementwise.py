@@ -112,9 +112,7 @@ def _planes(op: str, arguments: Mapping[str, Any], e: CacheRows) -> list[Pair]:
     return [(plane.view(after.ckv.dtype), allowed), kpe, (scale, free)]
 
 
-def _plane(
-    plane: Tensor, at: tuple[Tensor, Tensor], rows: Any, exact: bool, rounding: float, extra: Tensor | None
-) -> Pair:
+def _plane(plane: Tensor, at: tuple[Tensor, Tensor], rows: Any, exact: bool, rounding: float, extra: Tensor | None) -> Pair:
     value, allowed = plane.to(torch.float64), torch.zeros(plane.shape, dtype=torch.float64)
     if exact:
         return value, allowed

@@ -106,7 +106,9 @@ def _conformance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", nargs="?", choices=["run", "export", "verify"], default="run", help=text)
     parser.add_argument("path", nargs="?", metavar="PATH", help="the folder of export, the certificate of verify")
     _setting(parser, "backend")
-    parser.add_argument("--level", default="L1", metavar="L0..L3", help="L0 loads, L1 operators, L2 model, L3 serving (default: L1)")
+    parser.add_argument(
+        "--level", default="L1", metavar="L0..L3", help="L0 loads, L1 operators, L2 model, L3 serving (default: L1)"
+    )
     parser.add_argument("--ops", metavar="A,B", help="only these operators, at level L1")
     parser.add_argument("--cases", metavar="GLOB", help="only cases whose id matches")
     parser.add_argument("--size", metavar="quick|small|full", help="how many cases (default: full; export: quick)")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import Any
 
 from dsv3.cli.common import settings_of
 from dsv3.errors import UsageError
@@ -36,7 +37,7 @@ def _run(arguments: argparse.Namespace, backend: str) -> int:
         from dsv3.dispatch.choose import choose
 
         backend = choose("auto", None, None).name
-    size = arguments.size or "full"
+    size: Any = arguments.size or "full"
     ops = arguments.ops.split(",") if arguments.ops else None
     plan = Plan(backend, arguments.level, ops, arguments.cases, arguments.seed, size, arguments.emulate or False)
     plan.check()
@@ -67,7 +68,7 @@ def _export(arguments: argparse.Namespace) -> int:
     counts = export_vectors(arguments.path, ops=ops, seed=arguments.seed, size=arguments.size or "quick", progress=tell)
     print(f"{sum(counts.values())} vectors for {len(counts)} operators are in {arguments.path}; next:")
     print(f"  python -m dsv3.export.run_vectors {arguments.path} OUTPUTS --runtime onnxruntime   # or your own runtime")
-    print(f"  python -m dsv3.export.compare {arguments.path} OUTPUTS                             # or configs/conformance/compare.cpp")
+    print(f"  python -m dsv3.export.compare {arguments.path} OUTPUTS   # or configs/conformance/compare.cpp")
     return 0
 
 

@@ -102,8 +102,8 @@ def run(
 
     backend: a name, or a Backend instance, which runs in this process (its entry-point cases are absent). level: L0 loads, L1
     operators, L2 model, L3 serving; lower ones run too unless `ops` names operators. cases: a glob over case ids. size: "quick"
-    (for CI), "small" (what an interpreter can do), "full" (what a certificate needs). emulate: True or an architecture. waivers:
-    a file of `case-id  reason  url` lines. report: a folder that the reports are written to. watch: told of progress.
+    (for CI), "small" (what an interpreter can do), "full" (what a certificate needs). emulate: True or an architecture.
+    waivers: a file of `case-id  reason  url` lines. report: a folder that the reports are written to. watch: told of progress.
     fail_fast: end at the first case that fails.
 
     Raises UsageError for unknown words, BackendUnavailable if the backend cannot be had.
@@ -118,7 +118,7 @@ def run(
             from dsv3.conformance.loads import run_loads
 
             arch = "default" if emulate is True else emulate or None
-            found = iter(r for r in run_loads(backend, arch) if plan.wants(r.id))
+            found: Iterable[CaseResult] = [r for r in run_loads(backend, arch) if plan.wants(r.id)]
         else:
             target = target or Target(source_of(backend, emulate))
             found = _level(one, plan, target)
