@@ -45,7 +45,7 @@ class Exam:
         try:
             with torch.inference_mode():
                 message = self._steps()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Verdict(math.inf, 0.0, f"raised {root_cause(error)}")
         if message:
             return Verdict(
