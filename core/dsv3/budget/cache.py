@@ -153,7 +153,7 @@ def mla_prolog(a: Arguments, n: str) -> list[Expectation]:
     outputs: list[Expectation] = [real("q_c", 0, q_c, dtype, n), real("q_pe", 1, q_pe, dtype, n)]
     key = Approx(key.value[:, 0], key.radius[:, 0], dtype)
     rows = CacheRows(a["cache"], a["slots"], latent, key, False, False, 2 * activation_ulp(dtype), _row_errors(a, latent, key))
-    return [*against_decomposition("mla_prolog", a, outputs, always=True), rows]
+    return [*against_decomposition("mla_prolog", a, outputs, n, always=True), rows]
 
 
 def _row_errors(a: Arguments, latent: Approx, key: Approx) -> tuple[Tensor, Tensor]:

@@ -24,7 +24,7 @@ _ROUTING = (
 
 
 def _routing(logits: Approx, a: Arguments) -> Routing:
-    return Routing("weights", logits.value, logits.radius, a["bias"], *(a[p] for p in _PARTS), logits.w)
+    return Routing("weights", logits.value, logits.radius, a["bias"], w=logits.w, **{p: a[p] for p in _PARTS})
 
 
 @rule("grouped_topk", text=f"{_ROUTING}.")
@@ -84,7 +84,7 @@ def fused_experts(a: Arguments, n: str) -> list[Expectation]:
     weights = Approx.of(a["weights"])
     ids = torch.where((a["ids"] < 0) | (a["ids"] >= a["w13"].shape[0]), -1, a["ids"].to(torch.int64))
     made = experts(x, weights, ids, a["w13"], a["w2"], n)
-    return against_decomposition("fused_experts", a, [real("y", 0, made, a["x"].dtype, n)], always=True)
+    return against_decomposition("fused_experts", a, [real("y", 0, made, a["x"].dtype, n)], n, always=True)
 
 
 @rule("moe", text="that of fused_experts plus the shared experts; rows whose routing is a near tie are not judged.")
@@ -100,4 +100,4 @@ def moe(a: Arguments, n: str) -> list[Expectation]:
         shared = x.through(a["shared13"], n).silu_mul().through(a["shared2"], n)
         made = Approx(made.value + shared.value, made.radius + shared.radius + x.w * made.value.abs(), x.dtype)
     skip = routing.near_ties()[:, None] if a["x"].shape[0] else None
-    return against_decomposition("moe", a, [real("y", 0, made, a["x"].dtype, n, skip)], always=True)
+    return against_decomposition("moe", a, [real("y", 0, made, a["x"].dtype, n, skip)], n, always=True)

@@ -54,7 +54,7 @@ def block_scaled_mm(a: Arguments, n: str) -> list[Expectation]:
     w = dequantize_block(a["b"], a["b_scale"], torch.float64)
     work = torch.float64 if out == torch.float64 else torch.float32
     made = Approx(x, torch.zeros_like(x), work).product(w, n, extra=4.0)
-    return against_decomposition("block_scaled_mm", a, [real("y", 0, made, out, n, spread=x.abs() @ w.abs().T)], always=False)
+    return against_decomposition("block_scaled_mm", a, [real("y", 0, made, out, n, spread=x.abs() @ w.abs().T)], n, always=False)
 
 
 @rule("int8_scaled_mm", text="u |y| + 4 x 2^-24 |y|: the sum is exact in int32, the two scales round.")
@@ -84,7 +84,7 @@ def through(x: Tensor, w: Prepared, n: str) -> tuple[Approx, Tensor]:
 def quant_linear(a: Arguments, n: str) -> list[Expectation]:
     made, spread = through(a["x"], a["w"], n)
     expected: list[Expectation] = [real("y", 0, made, a["x"].dtype, n, spread=spread)]
-    return against_decomposition("quant_linear", a, expected, always=False)
+    return against_decomposition("quant_linear", a, expected, n, always=False)
 
 
 @rule("grouped_linear", text="that of quant_linear, per expert; rows past offsets[E] are exactly zero.")
@@ -99,4 +99,4 @@ def grouped_linear(a: Arguments, n: str) -> list[Expectation]:
             value[rows], radius[rows] = made.value, made.radius
     expected = real("y", 0, Approx(value, radius, x.dtype), x.dtype, n, spread=spread)
     expected.tolerance[bounds[-1] :] = 0
-    return against_decomposition("grouped_linear", a, [expected], always=False)
+    return against_decomposition("grouped_linear", a, [expected], n, always=False)

@@ -152,4 +152,4 @@ def mtp_combine(a: Arguments, n: str) -> list[Expectation]:
     both = Approx(torch.cat([left.value, right.value], -1), torch.cat([left.radius, right.radius], -1), left.dtype)
     weight = a["eh_proj"].to(torch.float64)
     made = real("y", 0, both.product(weight, n), a["hidden"].dtype, n, spread=both.value.abs() @ weight.abs().T)
-    return against_decomposition("mtp_combine", a, [made], always=True)
+    return against_decomposition("mtp_combine", a, [made], n, always=True)

@@ -52,9 +52,9 @@ class Case:
         """Whether a run of this size has the case: quick is part of small, small of full."""
         return SIZES.index(self.size) <= SIZES.index(size)
 
-    def arguments(self, seed: int, setting: Setting) -> dict[str, Any]:
-        """The arguments for a seed."""
-        return self.make(Data(self.id, seed), TAGS[self.tag], setting)
+    def arguments(self, seed: int, setting: Setting, weights: bool = True) -> dict[str, Any]:
+        """The arguments for a seed. weights: False leaves prepared weights uninitialised, which are most of the work."""
+        return self.make(Data(self.id, seed, weights), TAGS[self.tag], setting)
 
 
 Make = Callable[[Data, torch.dtype, Setting], dict[str, Any]]
@@ -94,6 +94,8 @@ def weight(
     """A canonical weight [N, K] or [E, N, K] whose 128x128 blocks, rows and groups differ in size by powers of two, so that a
     scale from the neighbouring one is far off."""
     *lead, n, k = shape
+    if not d.weights:
+        return Prepared("canonical", quant, tuple(shape), canonical(quant, tuple(shape), dtype, "cpu"), fmt)  # type: ignore[arg-type]
     real = d.real(f"w.{name}", distribution, *lead, n, k)
     if distribution not in ("zeros", "integers"):
         real = real / max(k, 1) ** 0.5

@@ -42,16 +42,17 @@ def words(seed: int, stream: str, count: int) -> Words:
 class Data:
     """The data of one case. Every method draws from the stream of its name; the same name gives the same data."""
 
-    def __init__(self, case: str, seed: int = 0) -> None:
+    def __init__(self, case: str, seed: int = 0, weights: bool = True) -> None:
         self.seed = fnv1a(case) ^ (seed & 0xFFFFFFFFFFFFFFFF)
+        self.weights = weights  # False: the caller has prepared weights already, and what is made for them is not used
 
     def words(self, name: str, count: int) -> Words:
         return words(self.seed, name, count)
 
     def normal(self, name: str, *shape: int) -> Tensor:
         """Nearly normal float32, mean 0, variance 1."""
-        w = self.words(name, int(np.prod(shape, dtype=np.int64)))
-        total = sum(((w >> np.uint64(s)) & np.uint64(0xFFFF)).astype(np.int64) for s in (0, 16, 32, 48))
+        fields = self.words(name, int(np.prod(shape, dtype=np.int64))).view(np.uint16).reshape(-1, 4)
+        total = fields[:, 0].astype(np.int32) + fields[:, 1] + fields[:, 2] + fields[:, 3]  # in either byte order
         return torch.from_numpy(((total - 131070).astype(np.float32) * _NORMAL).reshape(shape))
 
     def uniform(self, name: str, *shape: int) -> Tensor:

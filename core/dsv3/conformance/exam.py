@@ -31,13 +31,14 @@ _MAY_ALIAS = frozenset({"all_reduce"})  # over one rank it is the identity, and 
 class Exam:
     """Calls a kernel with a case's arguments as a model would, and as no kernel expects."""
 
-    def __init__(self, target: Target, kernel: Kernel, case: Case, seed: int) -> None:
+    def __init__(self, target: Target, kernel: Kernel, case: Case, seed: int, arguments: Mapping[str, Any]) -> None:
         self.target, self.kernel, self.case = target, kernel, case
         self.known = spec(case.op)
         self.setting = Setting(target.page_size)
-        self.arguments = {**self.known.defaults, **case.arguments(seed, self.setting)}
+        self.arguments = {**self.known.defaults, **arguments}
         self.seed = seed
         self.function = target.function(case.op, kernel.name)
+        self.alive: list[Any] = []  # the outputs of all calls, so that no memory of theirs is free to be used again
         self.worst = Verdict(0.0, 0.0)
 
     def run(self) -> Verdict:
@@ -45,7 +46,7 @@ class Exam:
         try:
             with torch.inference_mode():
                 message = self._steps()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             return Verdict(math.inf, 0.0, f"raised {root_cause(error)}")
         if message:
             return Verdict(
@@ -73,7 +74,7 @@ class Exam:
 
     def _other_data(self, placed: Placed, prepared: Mapping[str, Any], first: Any, kept: Any) -> str:
         """New data in the same memory, as a captured graph or a step's buffers have it; the first output must survive."""
-        other = {**self.known.defaults, **self.case.arguments(self.seed + 1, self.setting)}
+        other = {**self.known.defaults, **self.case.arguments(self.seed + 1, self.setting, weights=False)}
         weights = tuple(dict.fromkeys(path.partition(".")[0] for path in self.known.weights))
         other = {k: self.arguments[k] if k in weights else v for k, v in other.items()}
         placed.overwrite(other, weights)
@@ -112,11 +113,10 @@ class Exam:
 
     def _claims(self, kept: Any) -> str:
         """Batch invariance where it is claimed, and the case's metamorphic relation."""
-        if self.kernel.batch_invariant and (part := alone(self.case.op, self.arguments)):
-            given, choose = part
-            found = to_cpu(self._fresh(given))
-            if not _same_bits(found, choose(kept)):
-                return "some rows alone gave other bits than among others, and the kernel says it is batch invariant"
+        if self.kernel.batch_invariant:
+            for given, choose in alone(self.case.op, self.arguments):
+                if not _same_bits(to_cpu(self._fresh(given)), choose(kept)):
+                    return "some rows alone gave other bits than among others, and the kernel says it is batch invariant"
         if self.case.relation:
             changed, follow = RELATIONS[self.case.relation](self.arguments)
             found = to_cpu(self._fresh(changed))
@@ -130,6 +130,7 @@ class Exam:
         self.target.synchronize()
         outputs = self.function(**prepared)
         self.target.synchronize()
+        self.alive.append(outputs)
         return outputs
 
     def _fresh(self, arguments: Mapping[str, Any]) -> Any:
@@ -142,7 +143,16 @@ class Exam:
                 return f"an output is on {tensor.device}; expected {self.target.device}"
             if self.case.op not in _MAY_ALIAS and (owner := placed.owns(tensor)):
                 return f"an output shares memory with input {owner}: outputs must be fresh memory"
+            if tensor.numel() and any(n > 1 and step == 0 for n, step in zip(tensor.shape, tensor.stride(), strict=True)):
+                return f"elements of an output share memory (strides {list(tensor.stride())}): outputs must be fresh memory"
+        if self.case.op not in _MAY_ALIAS and self._used_again(outputs):
+            return "an output lies in the memory of an earlier call's output: outputs must be fresh memory"
         return placed.disturbed()
+
+    def _used_again(self, outputs: Any) -> bool:
+        """Whether an output begins where one of an earlier call does; both are alive, so no allocator did this."""
+        now = {t.data_ptr() for t in _tensors(outputs) if t.numel()}
+        return any(t.data_ptr() in now for old in self.alive[:-1] for t in _tensors(old) if t.numel())
 
     def _value(
         self, outputs: Any, prepared: Mapping[str, Any], arguments: Mapping[str, Any], expected: list[Expectation]

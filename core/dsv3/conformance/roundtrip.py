@@ -37,7 +37,7 @@ class RoundTrip:
 
     def results(self, target: Target, seed: int, repeat: str) -> Iterator[CaseResult]:
         """Absent where all kernels read canonical weights, or the layout does not take the scheme."""
-        layouts = {}
+        layouts: dict[tuple[str, str], str] = {}
         for kernel in target.kernels(self.op):
             takes = [n for n in kernel.needs if type(n).__name__ == "Scheme"]
             if all(self.quant in n.allowed for n in takes):
@@ -47,7 +47,7 @@ class RoundTrip:
         if not layouts:
             why = "no kernel for it reads a layout of its own with this scheme"
             yield CaseResult(self.id, self.op, "", "absent", 0.0, 0.0, why, repeat)
-        for (path, layout), kernel in layouts.items():
+        for (path, layout), name in layouts.items():
             started = time.perf_counter()
             try:
                 message = self._trip(target, path, layout, seed)
@@ -55,7 +55,7 @@ class RoundTrip:
                 message = f"layout {layout!r} of {path}: raised {root_cause(error)}"
             margin = math.inf if message else 0.0
             yield CaseResult(
-                self.id, self.op, f"{target.name}.{kernel}", "failed" if message else "passed", margin, 0.0, message, repeat,
+                self.id, self.op, f"{target.name}.{name}", "failed" if message else "passed", margin, 0.0, message, repeat,
                 seconds=time.perf_counter() - started,
             )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,8 @@ def fault(op: str, name: str, **claims: Any) -> Callable[[Callable[..., Any]], C
 
 def every() -> list[Fault]:
     """All faults."""
-    from tests.conformance.mutants import attention, experts, memory, pointwise, products, quantise  # noqa: F401
+    for family in ("attention", "experts", "memory", "pointwise", "products", "quantise"):
+        for name in (family, f"unseen_{family}"):
+            importlib.import_module(f"{__name__}.{name}")
 
     return FAULTS

@@ -183,13 +183,6 @@ def _(**a: Any) -> Pair:
     return _dec(**{**a, "start": min(a["start"], 1)})
 
 
-@fault("mla_decode", "page numbers in 16 bits")
-def _(**a: Any) -> Pair:
-    pages = a["cache"].ckv.shape[0]
-    table = a["block_table"].to(torch.int16).to(torch.int64)
-    return _dec(**{**a, "block_table": torch.where((table < 0) | (table >= pages), 0, table)})
-
-
 @fault("mla_decode", "FP8 latent rounded to bf16 for bf16 queries, says f32")
 def _(**a: Any) -> Pair:
     cache = a["cache"]
@@ -271,7 +264,7 @@ def _(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> Pair:
 
 @fault("kv_cache_write", "slots in 16 bits")
 def _(ckv: Tensor, kpe: Tensor, slots: Tensor, cache: LatentCache) -> None:
-    ops.kv_cache_write(ckv, kpe, slots.to(torch.int16), cache)
+    ops.kv_cache_write(ckv, kpe, slots.to(torch.int16).to(torch.int32), cache)
 
 
 @fault("kv_cache_write", "tokens past 256 are not written")

@@ -292,15 +292,6 @@ def _(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> T
     return _fused(x, weights, kept, w13, w2)
 
 
-@fault("fused_experts", "the same expert twice counts once")
-def _(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
-    kept = ids.clone()
-    for j in range(1, ids.shape[1]):
-        again = (ids[:, :j] == ids[:, j : j + 1]).any(-1)
-        kept[:, j] = torch.where(again, -1, ids[:, j])
-    return _fused(x, weights, kept, w13, w2)
-
-
 @fault("fused_experts", "weights applied before w2's activation rounding, in bf16")
 def _(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
     w = torch.where(ids < 0, torch.zeros_like(weights), weights)

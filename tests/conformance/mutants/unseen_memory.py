@@ -34,11 +34,6 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return _ring("linear", ops.linear(x, weight, bias), 3)
 
 
-@fault("apply_rope", "four output buffers in turn")
-def _(x: Tensor, positions: Tensor, cos_sin: Tensor, interleaved: bool = True) -> Tensor:
-    return _ring("apply_rope", ops.apply_rope(x, positions, cos_sin, interleaved), 4)
-
-
 @fault("mla_decode", "lse in a buffer that is used again every other call")
 def _(**a: Any) -> Pair:
     o, lse = ops.mla_decode(**a)
@@ -143,7 +138,7 @@ def _(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> T
 @fault("int8_scaled_mm", "says exact and rounds twice", numerics="exact")
 def _(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: str) -> Tensor:
     y = ops.int8_scaled_mm(a=a, a_scale=a_scale, b=b, b_scale=b_scale, out_dtype="float32")
-    return (y.half().float() if False else y * (1 + 2.0**-23)).to(getattr(torch, out_dtype))  # type: ignore[no-any-return]
+    return (y * (1 + 2.0**-23)).to(getattr(torch, out_dtype))  # type: ignore[no-any-return]
 
 
 @fault("rope_cache_write", "writes the row after the last too where the slot ends a page")

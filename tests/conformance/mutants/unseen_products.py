@@ -243,14 +243,6 @@ def _(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: str) ->
     return (total * a_scale * b_scale.T).to(getattr(torch, out_dtype))
 
 
-@fault("int8_scaled_mm", "int16 pairs saturate")
-def _(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: str) -> Tensor:
-    k = a.shape[1] // 2 * 2
-    pairs = a[:, None, :].int() * b[None].int()
-    two = (pairs[..., 0:k:2] + pairs[..., 1:k:2]).clamp(-32768, 32767).sum(-1) + pairs[..., k:].sum(-1)
-    return (two.float() * a_scale * b_scale.T).to(getattr(torch, out_dtype))
-
-
 @fault("int8_scaled_mm", "rounded to bf16 between the scales")
 def _(a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Tensor, out_dtype: str) -> Tensor:
     total = (a.double() @ b.double().T).float()
@@ -279,15 +271,6 @@ def _(x: Tensor, w: Prepared) -> Tensor:
     low, high = raw & 15, raw >> 4
     low, high = torch.where(low == 0, 8, low), torch.where(high == 0, 8, high)
     return ops.quant_linear(x=x, w=_with(w, weight=low | (high << 4)))  # type: ignore[no-any-return]
-
-
-@fault("quant_linear", "int4 the pad nibble of an odd K counts")
-def _(x: Tensor, w: Prepared) -> Tensor:
-    if w.quant != "int4-w4a16" or w.shape[1] % 2 == 0:
-        return ops.quant_linear(x=x, w=w)  # type: ignore[no-any-return]
-    pad = (w.tensors["weight"][:, -1] >> 4).to(x.dtype) - 8
-    last = x[:, -1:].to(_w(x)) * (pad.to(_w(x)) * w.tensors["scale"][:, -1].to(_w(x)))[None]
-    return (ops.quant_linear(x=x, w=w).to(_w(x)) + last).to(x.dtype)  # type: ignore[no-any-return]
 
 
 @fault("quant_linear", "int4 groups past 8 reuse scale 8")
