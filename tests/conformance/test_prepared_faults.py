@@ -58,7 +58,10 @@ class KeptByShape(Transposed):
 
     def prepare(self, weight: Prepared, layout: str, device: Device) -> Prepared:
         kept = self.__dict__.setdefault("kept", {})
-        return kept.setdefault((weight.shape, weight.quant, weight.scale_fmt, weight.tensors["weight"].dtype), super().prepare(weight, layout, device))  # type: ignore[no-any-return]
+        return kept.setdefault(
+            (weight.shape, weight.quant, weight.scale_fmt, weight.tensors["weight"].dtype),
+            super().prepare(weight, layout, device),
+        )  # type: ignore[no-any-return]
 
 
 class KeepsTheOriginal(Transposed):
@@ -127,8 +130,9 @@ class Empties(Transposed):
 
 
 FAULTS: tuple[tuple[Callable[[str], Transposed], str], ...] = (
-    (KeptByShape, "quant_linear"), (KeptByShape, "fused_experts"), (KeepsTheOriginal, "quant_linear"), (KeepsTheOriginal, "grouped_linear"),
-    (LosesTheFormat, "quant_linear"), (LosesTheFormat, "fused_experts"), (FirstExperts, "fused_experts"), (FirstExperts, "grouped_linear"),
+    (KeptByShape, "quant_linear"), (KeptByShape, "fused_experts"), (KeepsTheOriginal, "quant_linear"),
+    (KeepsTheOriginal, "grouped_linear"), (LosesTheFormat, "quant_linear"), (LosesTheFormat, "fused_experts"),
+    (FirstExperts, "fused_experts"), (FirstExperts, "grouped_linear"),
     (RaggedRows, "quant_linear"), (RaggedRows, "grouped_linear"), (Mutates, "fused_experts"), (Empties, "fused_experts"),
     (Empties, "quant_linear"),
 )  # fmt: skip

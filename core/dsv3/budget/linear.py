@@ -54,7 +54,9 @@ def block_scaled_mm(a: Arguments, n: str) -> list[Expectation]:
     w = dequantize_block(a["b"], a["b_scale"], torch.float64)
     work = torch.float64 if out == torch.float64 else torch.float32
     made = Approx(x, torch.zeros_like(x), work).product(w, n, extra=4.0)
-    return against_decomposition("block_scaled_mm", a, [real("y", 0, made, out, n, spread=x.abs() @ w.abs().T)], n, always=False)
+    return against_decomposition(
+        "block_scaled_mm", a, [real("y", 0, made, out, n, spread=x.abs() @ w.abs().T)], n, always=False
+    )
 
 
 @rule("int8_scaled_mm", text="u |y| + 4 x 2^-24 |y|: the sum is exact in int32, the two scales round.")

@@ -116,7 +116,7 @@ def weight(
 
 
 def lowest_codes(d: Data, w: Prepared) -> Prepared:
-    """The weight with the lowest code of its format, which is legal though no quantiser here makes it, in a third of the places."""
+    """The weight with a third of its codes the lowest of its format: legal, though no quantiser here makes it."""
     codes = w.tensors["weight"]
     if w.quant.startswith("int4"):
         masks = torch.tensor([0xFF, 0xF0, 0x0F], dtype=torch.uint8)

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -166,17 +166,21 @@ def _greedy_mtp(r: Runs) -> Answer:
     return same_text(r.model, r.ids[:20], plain, drafted, r.formats.dtype, "with MTP drafts")
 
 
-def _batch(r: Runs) -> Answer:
-    """Three prompts together give what each gives alone."""
-    prompts = [r.ids[:5], r.ids[10:40], r.ids[50:51]]
-    options: dict[str, Any] = {"max_new_tokens": 6, "ignore_eos": True}
-    together = r.model.generate(prompts, **options)
-    for prompt, found in zip(prompts, together, strict=True):
-        alone = r.model.generate(prompt, **options).ids
-        answer = same_text(r.model, prompt, alone, found.ids, r.formats.dtype, "in a batch")
-        if isinstance(answer, str) or answer[2]:
-            return answer
-    return 0.0, 0.0, ""
+def _batch(draft: Literal["mtp"] | None) -> Callable[[Runs], Answer]:
+    """Three prompts together give what each gives alone, without drafts."""
+
+    def check(r: Runs) -> Answer:
+        prompts = [r.ids[:5], r.ids[10:40], r.ids[50:51]]
+        options: dict[str, Any] = {"max_new_tokens": 6, "ignore_eos": True}
+        together = r.model.generate(prompts, draft=draft, **options)
+        for prompt, found in zip(prompts, together, strict=True):
+            alone = r.model.generate(prompt, **options).ids
+            answer = same_text(r.model, prompt, alone, found.ids, r.formats.dtype, "in a batch")
+            if isinstance(answer, str) or answer[2]:
+                return answer
+        return 0.0, 0.0, ""
+
+    return check
 
 
 def same_text(model: Model, prompt: list[int], one: list[int], other: list[int], dtype: str, what: str) -> Answer:
@@ -201,7 +205,8 @@ CHECKS: tuple[tuple[str, Callable[[Runs], Answer]], ...] = (
     ("decode", _decode),
     ("mtp-logits", _mtp_logits),
     ("mtp-greedy", _greedy_mtp),
-    ("batch", _batch),
+    ("batch", _batch(None)),
+    ("mtp-batch", _batch("mtp")),
 )
 
 

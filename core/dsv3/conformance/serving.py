@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import resource
 from collections.abc import Callable, Iterable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 _REPEATS = 20
 _MEMORY_STEPS = 40
+_TENSOR_SLACK = 64  # tensors that may be left after them: less than one per step
 _MEMORY_SLACK = 48 << 20  # bytes that the process may grow by after it has warmed up
 
 
@@ -126,15 +128,23 @@ def _used(device: torch.device) -> int:
     return int(torch.accelerator.memory_allocated(device))
 
 
+def _alive() -> int:
+    """Tensors that this process holds. The model is so small that bytes alone would not show what every step leaves behind."""
+    gc.collect()
+    return sum(issubclass(type(o), Tensor) for o in gc.get_objects())
+
+
 def _memory(r: Runs) -> Answer:
     model = r.model
     options: dict[str, Any] = {"max_new_tokens": _MEMORY_STEPS, "ignore_eos": True}
     for _ in range(2):
         model.generate(r.ids[:20], **options)
-    before = _used(model.device)
+    before, tensors = _used(model.device), _alive()
     for _ in range(4):
         model.generate(r.ids[:20], **options)
-    grown = _used(model.device) - before
+    more, grown = _alive() - tensors, _used(model.device) - before
+    if more > _TENSOR_SLACK:
+        return more / _TENSOR_SLACK, 0.0, f"{4 * _MEMORY_STEPS} decode steps left {more} tensors behind"
     if grown > _MEMORY_SLACK:
         return grown / _MEMORY_SLACK, 0.0, f"{4 * _MEMORY_STEPS} decode steps grew memory by {grown >> 20} MiB"
     return max(grown, 0) / _MEMORY_SLACK, 0.0, ""

@@ -36,5 +36,6 @@ def every() -> list[Fault]:
     for family in ("attention", "experts", "memory", "pointwise", "products", "quantise"):
         for name in (family, f"unseen_{family}"):
             importlib.import_module(f"{__name__}.{name}")
+    importlib.import_module(f"{__name__}.unseen_cache")
 
     return FAULTS

@@ -272,7 +272,9 @@ def _(logits: Tensor, seeds: Tensor, positions: Tensor, temperature: Tensor) -> 
 
 @fault("gumbel_argmax", "temperatures under 0.1 are greedy")
 def _(logits: Tensor, seeds: Tensor, positions: Tensor, temperature: Tensor) -> Tensor:
-    return ops.gumbel_argmax(logits, seeds, positions, torch.where(temperature < 0.1, torch.zeros_like(temperature), temperature))
+    return ops.gumbel_argmax(
+        logits, seeds, positions, torch.where(temperature < 0.1, torch.zeros_like(temperature), temperature)
+    )
 
 
 @fault("gumbel_argmax", "seeds as 32 bits")

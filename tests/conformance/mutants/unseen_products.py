@@ -67,7 +67,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.shape[1] <= 2048:
         return ops.linear(x, weight, bias)
-    y = sum((_mm(x[:, k : k + 1024], weight[:, k : k + 1024]).bfloat16().to(_w(x)) for k in range(0, x.shape[1], 1024)))
+    y = sum(_mm(x[:, k : k + 1024], weight[:, k : k + 1024]).bfloat16().to(_w(x)) for k in range(0, x.shape[1], 1024))
     return (y if bias is None else y + bias.to(_w(x))).to(x.dtype)  # type: ignore[union-attr]
 
 

@@ -65,11 +65,13 @@ def _prefill() -> Iterator[Case]:
     yield from each("mla_prefill", "6x6.3x8/h2-d24-v20/view", make("6x6.3x8", 2, 24, 20, view=True), "quick")
     yield from each("mla_prefill", "6x6.3x8/h2-d24-v20/padded", make("6x6.3x8", 2, 24, 20, extra=5), "quick")
     for spec, heads, width, value in (("1x1100.2x3", 2, 16, 8), ("300x300", 1, 16, 8), ("2x3", 130, 8, 4)):
-        yield from each("mla_prefill", f"{spec}/h{heads}-d{width}-v{value}/causal", make(spec, heads, width, value), tags=("f32",))
-    yield from each("mla_prefill", "2x3-x40/h1-d8-v4/causal", make(".".join(["2x3", "1x1"] * 20), 1, 8, 4), tags=("f32",))
+        yield from each(
+            "mla_prefill", f"{spec}/h{heads}-d{width}-v{value}/causal", make(spec, heads, width, value), "quick", ("f32",)
+        )
+    yield from each("mla_prefill", "2x3-x40/h1-d8-v4/causal", make(".".join(["2x3", "1x1"] * 20), 1, 8, 4), "quick", ("f32",))
     # A captured graph is given the largest that may come.
     for spec in ("6x6", "3x8.2x5", "1x70"):
-        yield from each("mla_prefill", f"{spec}/h2-d24-v20/bounds", make(spec, 2, 24, 20, slack=14))
+        yield from each("mla_prefill", f"{spec}/h2-d24-v20/bounds", make(spec, 2, 24, 20, slack=14), "quick")
     yield from each("mla_prefill", "6x6.3x8/h2-d24-v20/scale", make("6x6.3x8", 2, 24, 20, scale=0.7))
     yield from each("mla_prefill", "6x6.3x8/h2-d24-v20/int64", make("6x6.3x8", 2, 24, 20, wide=True))
 
@@ -90,7 +92,8 @@ def _decode() -> Iterator[Case]:
                 "q_pe": (d.normal("q_pe", t, heads, rope) * loud).to(dtype),
                 "cache": cache, "block_table": block_table, "seq_lens": index(seq, wide),
                 "cu_q": index(torch.tensor([0, *counts]).cumsum(0), wide), "max_q": max(counts) + slack,
-                "max_k": max(max(n - start, 0) for n in seq) + 5 * slack, "scale": scale or (rank / 4 + rope) ** -0.5, "start": start,
+                "max_k": max(max(n - start, 0) for n in seq) + 5 * slack,
+                "scale": scale or (rank / 4 + rope) ** -0.5, "start": start,
             }  # fmt: skip
 
         return arguments
@@ -113,15 +116,20 @@ def _decode() -> Iterator[Case]:
             yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/start1", made, "quick", **fp8)
         for queries, spec, start in (("2", "2.p+1", 1), ("3", "3.5", 4), ("1", "4.p+9", 4)):
             made = make(queries, spec, 2, 64, 8, kv, start=start)
-            yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/start{start}-sees-nothing", made, **fp8)
+            yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/start{start}-sees-nothing", made, "quick", **fp8)
         for queries, spec in (("1", "p+3"), ("2", "5"), ("2", "3.p+1")):
             made = make(queries, spec, 2, 64, 8, kv, slack=14)
-            yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/bounds", made, **fp8)
-        for queries, spec, heads, rank in (("1", "1100.3", 2, 16), ("1", "3.p+1", 130, 16), ("12", "p+3.15", 2, 32), ("1", "5", 2, 600)):
+            yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/bounds", made, "quick", **fp8)
+        for queries, spec, heads, rank in (
+            ("1", "1100.3", 2, 16),
+            ("1", "3.p+1", 130, 16),
+            ("12", "p+3.15", 2, 32),
+            ("1", "5", 2, 600),
+        ):
             made = make(queries, spec, heads, rank, 4, kv)
-            yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/h{heads}-r{rank}-p4", made, tags=("f32",), **fp8)
+            yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/h{heads}-r{rank}-p4", made, "quick", ("f32",), **fp8)
         made = make("1", ".".join(["2", "7", "1"] * 24), 2, 16, 4, kv)
-        yield from each("mla_decode", f"{kv}/q1/len-2.7.1-x24/h2-r16-p4", made, tags=("f32",), **fp8)
+        yield from each("mla_decode", f"{kv}/q1/len-2.7.1-x24/h2-r16-p4", made, "quick", ("f32",), **fp8)
         for name, how in (("ordered", {"order": "ordered"}), ("shared", {"shared": True}), ("garbage", {"order": "garbage"})):
             made = make("1", "p+3.2p.p", 2, 64, 8, kv, **how)
             yield from each("mla_decode", f"{kv}/q1/len-p+3.2p.p/{name}", made, "quick", **fp8)
@@ -133,11 +141,10 @@ def _decode() -> Iterator[Case]:
         yield from each("mla_decode", f"{kv}/q2/len-9.p+1/padded", make("2", "9.p+1", 2, 64, 8, kv, extra=3), **fp8)
         yield from each("mla_decode", f"{kv}/q2/len-9.p+1/int64", make("2", "9.p+1", 2, 64, 8, kv, wide=True), **fp8)
 
-
     for kv, tag, offered in MIXED:
         for queries, spec in (("1", "2.p+1"), ("2", "p.3")):
             made = make(queries, spec, 2, 160, 8, kv)
-            yield Case("mla_decode", f"{kv}-cache/q{queries}/len-{spec}/h2-r160-p8", tag, made, kv=offered)
+            yield Case("mla_decode", f"{kv}-cache/q{queries}/len-{spec}/h2-r160-p8", tag, made, "quick", kv=offered)
 
 
 def _merge() -> Iterator[Case]:
@@ -167,5 +174,7 @@ def _merge() -> Iterator[Case]:
                 "quick" if t < 9 else "small",
             )
     for t, heads, width in ((300, 1, 4), (3, 1, 600), (2, 130, 4)):
-        yield from each("merge_attn_states", f"t{t}-h{heads}-d{width}/normal", make(t, heads, width, "normal"), tags=("f32",))
+        yield from each(
+            "merge_attn_states", f"t{t}-h{heads}-d{width}/normal", make(t, heads, width, "normal"), "quick", ("f32",)
+        )
     yield from each("merge_attn_states", "t129-h128-d512/normal", make(129, 128, 512, "normal"), "full")

@@ -14,11 +14,11 @@ from dsv3.conformance.cases.products import SCHEMES
 from dsv3.conformance.data import Data
 from dsv3.conformance.result import Size
 from dsv3.ops import kv_cache_write
-from dsv3.plugin import LatentCache, Quant
+from dsv3.plugin import KvDType, LatentCache, Quant
 
 KV = ("act", "fp8")
-# (cache, activations) where the cache is neither FP8 nor in the dtype of the activations: (name and tag, what the backend must offer)
-MIXED = (("bf16", "f32", "bfloat16"), ("f32", "bf16", "float32"))
+# Caches that are neither FP8 nor in the dtype of the activations: (dtype, tag of the activations, what the backend must offer).
+MIXED: tuple[tuple[str, str, KvDType], ...] = (("bf16", "f32", "bfloat16"), ("f32", "bf16", "float32"))
 
 
 def cases() -> Iterator[Case]:
@@ -74,16 +74,17 @@ def _write() -> Iterator[Case]:
             yield from each("kv_cache_write", f"{kv}/t6-r160-p8/{slots}", make(6, 160, 8, kv, slots, "plain"), "quick", **fp8)
         yield from each("kv_cache_write", f"{kv}/t6-r160-p8/outliers", make(6, 160, 8, kv, "skip", "outliers"), **fp8)
         for kind in ("nanone", "faint"):
-            yield from each("kv_cache_write", f"{kv}/t6-r160-p8/{kind}", make(6, 160, 8, kv, "ordered", kind), **fp8)
+            yield from each("kv_cache_write", f"{kv}/t6-r160-p8/{kind}", make(6, 160, 8, kv, "ordered", kind), "quick", **fp8)
         yield from each("kv_cache_write", f"{kv}/t1030-r6-p2/shuffled", make(1030, 6, 2, kv, "shuffled"), tags=("f32",), **fp8)
         yield from each("kv_cache_write", f"{kv}/t6-r160-p8/int64", make(6, 160, 8, kv, "skip", "plain", True), **fp8)
 
-
     for kv, tag, offered in MIXED:
         for t, slots in ((5, "shuffled"), (9, "skip")):
-            yield Case("kv_cache_write", f"{kv}-cache/t{t}-r160-p8/{slots}", tag, make(t, 160, 8, kv, slots), kv=offered)
+            yield Case(
+                "kv_cache_write", f"{kv}-cache/t{t}-r160-p8/{slots}", tag, make(t, 160, 8, kv, slots), "quick", kv=offered
+            )
     far = make(5, 4, 2, "act", "ordered", "plain", far=33000)
-    yield from each("kv_cache_write", "act/t5-r4-p2/far", far, tags=("f32",))
+    yield from each("kv_cache_write", "act/t5-r4-p2/far", far, "quick", ("f32",))
 
 
 def lengths(spec: str, page: int) -> list[int]:
@@ -152,20 +153,21 @@ def _gather() -> Iterator[Case]:
         yield from each("kv_cache_gather", f"{kv}/len-2p+1.p/ordered", make("2p+1.p", 100, 6, kv, order="ordered"), **fp8)
         yield from each("kv_cache_gather", f"{kv}/len-p+3.2p/shared", make("p+3.2p", 64, 8, kv, shared=True), **fp8)
         yield from each("kv_cache_gather", f"{kv}/len-2.p+1/garbage", make("2.p+1", 64, 8, kv, order="garbage"), **fp8)
-        yield from each("kv_cache_gather", f"{kv}/len-9.p+1/int64", make("9.p+1", 64, 8, kv, wide=True), **fp8)
-        yield from each("kv_cache_gather", f"{kv}/len-9.2.p+1.4/start4", make("9.2.p+1.4", 64, 8, kv, 4), **fp8)
+        yield from each("kv_cache_gather", f"{kv}/len-9.p+1/int64", make("9.p+1", 64, 8, kv, wide=True), "quick", **fp8)
+        yield from each("kv_cache_gather", f"{kv}/len-9.2.p+1.4/start4", make("9.2.p+1.4", 64, 8, kv, 4), "quick", **fp8)
         for name in ("1100.3", ".".join(["2", "5", "1"] * 12)):
             short = name if len(name) < 9 else "2.5.1-x12"
-            yield from each("kv_cache_gather", f"{kv}/len-{short}/r6-p2", make(name, 6, 2, kv), tags=("f32",), **fp8)
+            yield from each("kv_cache_gather", f"{kv}/len-{short}/r6-p2", make(name, 6, 2, kv), "quick", ("f32",), **fp8)
         yield from each("kv_cache_gather", f"{kv}/len-4097.100/r512", make("4097.100", 512, 64, kv), "full", **fp8)
 
-
     for kv, tag, offered in MIXED:
-        yield Case("kv_cache_gather", f"{kv}-cache/len-p+1.3/start0", tag, make("p+1.3", 160, 8, kv), kv=offered)
+        yield Case("kv_cache_gather", f"{kv}-cache/len-p+1.3/start0", tag, make("p+1.3", 160, 8, kv), "quick", kv=offered)
 
 
 def _rope_write() -> Iterator[Case]:
-    def make(t: int, heads: int, rank: int, rope: int, kv: str, slots: str, interleaved: bool = True, length: int = 3000) -> Make:
+    def make(
+        t: int, heads: int, rank: int, rope: int, kv: str, slots: str, interleaved: bool = True, length: int = 3000
+    ) -> Make:
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
             pages = -(-(t + 5) // s.page_size) + 2
             ckv, kpe = _rows(d, t, rank, rope, dtype, "views")
@@ -188,11 +190,15 @@ def _rope_write() -> Iterator[Case]:
                 made = make(t, heads, rank, rope, kv, slots)
                 yield from each("rope_cache_write", f"{kv}/t{t}-h{heads}-r{rank}-p{rope}/{slots}", made, size, **fp8)
         yield from each("rope_cache_write", f"{kv}/t6-h2-r64-p8/halves", make(6, 2, 64, 8, kv, "skip", False), **fp8)
-        yield from each("rope_cache_write", f"{kv}/t300-h1-r6-p2/shuffled", make(300, 1, 6, 2, kv, "shuffled"), tags=("f32",), **fp8)
-    yield from each("rope_cache_write", "act/t9-h2-r6-p2/far", make(9, 2, 6, 2, "act", "skip", length=70000), tags=("f32",))
+        yield from each(
+            "rope_cache_write", f"{kv}/t300-h1-r6-p2/shuffled", make(300, 1, 6, 2, kv, "shuffled"), "quick", ("f32",), **fp8
+        )
+    yield from each("rope_cache_write", "act/t9-h2-r6-p2/far", make(9, 2, 6, 2, "act", "skip", length=70000), "quick", ("f32",))
     yield from each("rope_cache_write", "act/t2-h130-r6-p4/shuffled", make(2, 130, 6, 4, "act", "shuffled"), tags=("f32",))
     for kv, tag, offered in MIXED:
-        yield Case("rope_cache_write", f"{kv}-cache/t5-h3-r160-p16/skip", tag, make(5, 3, 160, 16, kv, "skip"), kv=offered)
+        yield Case(
+            "rope_cache_write", f"{kv}-cache/t5-h3-r160-p16/skip", tag, make(5, 3, 160, 16, kv, "skip"), "quick", kv=offered
+        )
 
 
 def _prolog() -> Iterator[Case]:
@@ -223,10 +229,10 @@ def _prolog() -> Iterator[Case]:
 
     for t, heads in ((130, 2), (3, 20)):
         made = make(t, heads, 48, "none", "float32", "act", "skip")
-        yield from each("mla_prolog", f"none/act-t{t}-h{heads}-q48/skip", made, tags=("f32",))
+        yield from each("mla_prolog", f"none/act-t{t}-h{heads}-q48/skip", made, "quick", ("f32",))
     for kv, tag, offered in MIXED:
         made = make(5, 3, 48, "none", "float32", kv, "skip")
-        yield Case("mla_prolog", f"none/{kv}-cache-t5-h3-q48/skip", tag, made, kv=offered)
+        yield Case("mla_prolog", f"none/{kv}-cache-t5-h3-q48/skip", tag, made, "quick", kv=offered)
     for name, quant, fmt in SCHEMES:
         for t, heads, lora, slots in ((5, 3, 48, "skip"), (1, 2, 0, "shuffled"), (0, 2, 48, "shuffled"), (33, 2, 100, "skip")):
             for kv in KV:

@@ -62,7 +62,7 @@ def _permute() -> Iterator[Case]:
             yield from each("moe_permute", name, make(t, k, experts, spread), size, ("f32",))
     for t, k, experts in ((9, 1, 1), (5, 10, 16), (300, 2, 3), (4200, 8, 300)):
         made = make(t, k, experts, "missing" if t < 4000 else "turns")
-        yield from each("moe_permute", f"t{t}-k{k}-e{experts}/missing", made, "small", ("f32",))
+        yield from each("moe_permute", f"t{t}-k{k}-e{experts}/missing", made, "quick", ("f32",))
     yield from each("moe_permute", "t9-k2-e8/int64", make(9, 2, 8, "missing", True), "small", ("f32",))
     yield from each("moe_permute", "t4097-k8-e256/random", make(4097, 8, 256, "random"), "full", ("f32",))
 
@@ -85,9 +85,9 @@ def _combine() -> Iterator[Case]:
         for spread in ("random", "missing", "none"):
             size: Size = "quick" if t <= 5 else "small"
             yield from each("moe_combine", f"t{t}-k{k}-h{width}/{spread}", make(t, k, experts, width, spread), size)
-    yield from each("moe_combine", "t5-k3-h20/signed", make(5, 3, 16, 20, "missing", True))
+    yield from each("moe_combine", "t5-k3-h20/signed", make(5, 3, 16, 20, "missing", True), "quick")
     for t, k, width in ((300, 8, 3), (1100, 1, 2), (2, 2, 2100)):
-        yield from each("moe_combine", f"t{t}-k{k}-h{width}/turns", make(t, k, 64, width, "turns"), tags=("f32",))
+        yield from each("moe_combine", f"t{t}-k{k}-h{width}/turns", make(t, k, 64, width, "turns"), "quick", ("f32",))
     yield from each("moe_combine", "t300-k8-h2048/missing", make(300, 8, 256, 2048, "missing"), "full")
 
 
@@ -125,10 +125,16 @@ def _grouped() -> Iterator[Case]:
         for text, counts, extra, n, k in (("e40", (1, 0, 2) * 13 + (1,), 3, 24, 40), ("rows300", (0, 300, 1), 40, 16, 40),
                                           ("k2100", (2, 1), 1, 16, 2100)):  # fmt: skip
             made = make(counts, extra, n, k, quant, fmt, "normal")
-            yield from each("grouped_linear", f"{name}/{text}-n{n}-k{k}/normal", made, tags=("f32",))
+            yield from each(
+                "grouped_linear",
+                f"{name}/{text}-n{n}-k{k}/normal",
+                made,
+                "quick" if quant in ("none", "fp8-w8a8") else "small",
+                ("f32",),
+            )
         if quant.startswith("int"):
             made = make((3, 0, 2), 1, 24, 140, quant, fmt, "normal", True)
-            yield from each("grouped_linear", f"{name}/mixed-n24-k140/lowest", made)
+            yield from each("grouped_linear", f"{name}/mixed-n24-k140/lowest", made, "quick")
     for name, quant, fmt in SCHEMES[:2]:
         made = make((65, 1, 128, 0, 63, 129), 7, 256, 384, quant, fmt, "normal")
         yield from each("grouped_linear", f"{name}/blocks-n256-k384/normal", made, "full")
@@ -163,11 +169,16 @@ def _fused() -> Iterator[Case]:
         yield from each("fused_experts", f"{name}/t4-e8-k2/blocks", made)
     for t, h, i, experts, k, spread in ((300, 16, 8, 2, 1, "one"), (3, 16, 8, 40, 6, "random"), (20, 16, 8, 40, 10, "missing")):
         made = make(t, h, i, experts, k, "none", "float32", spread, "normal")
-        yield from each("fused_experts", f"none/t{t}-e{experts}-k{k}/{spread}-long", made, tags=("f32",))
+        yield from each("fused_experts", f"none/t{t}-e{experts}-k{k}/{spread}-long", made, "quick", ("f32",))
     for name, quant, fmt in (SCHEMES[1], SCHEMES[4]):  # FP8 and INT8 activations
         made = make(140, 40, 24, 2, 1, quant, fmt, "one", "normal")
         yield from each("fused_experts", f"{name}/t140-e2-k1/one-long", made, tags=("f32",))
-    yield from each("fused_experts", "none/t5-e6-k2/signed", make(5, 40, 24, 6, 2, "none", "float32", "random", "normal", signed=True))
+    yield from each(
+        "fused_experts",
+        "none/t5-e6-k2/signed",
+        make(5, 40, 24, 6, 2, "none", "float32", "random", "normal", signed=True),
+        "quick",
+    )
     for name, quant, fmt in SCHEMES[:3]:
         made = make(65, 256, 128, 16, 4, quant, fmt, "random", "normal", False)
         yield from each("fused_experts", f"{name}/t65-e16-k4/random", made, "full")
@@ -202,8 +213,10 @@ def _moe() -> Iterator[Case]:
                 continue
             text = f"{name}/{layout}-{mode}-t{t}-shared{shared}{'-half' if local else ''}"
             yield from each("moe", text, make(t, layout, mode, quant, fmt, shared, local), size)
-    for t, layout, mode, shared, local in ((7, "tiny", "noaux", 1, True), (6, "tiny", "greedy", 1, False), (6, "tiny", "softmax-bias", 2, True),
-                                           (5, "lite", "greedy", 2, False), (70, "open", "noaux", 1, False)):  # fmt: skip
+    for t, layout, mode, shared, local in (
+        (7, "tiny", "noaux", 1, True), (6, "tiny", "greedy", 1, False), (6, "tiny", "softmax-bias", 2, True),
+        (5, "lite", "greedy", 2, False), (70, "open", "noaux", 1, False),
+    ):  # fmt: skip
         text = f"none/{layout}-{mode}-t{t}-shared{shared}{'-half' if local else ''}"
-        yield from each("moe", text, make(t, layout, mode, "none", "float32", shared, local))
+        yield from each("moe", text, make(t, layout, mode, "none", "float32", shared, local), "quick")
     yield from each("moe", "none/tiny-noaux-t0-shared1", make(0, "tiny", "noaux", "none", "float32", 1, False))

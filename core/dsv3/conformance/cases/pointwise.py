@@ -22,6 +22,11 @@ ROWS: tuple[tuple[int, int, Size], ...] = (
 LONG: tuple[tuple[int, int], ...] = ((1030, 6), (2, 8200))
 
 
+def long_size(t: int) -> Size:
+    """Many rows take an interpreter of kernels many programs."""
+    return "small" if t > 1000 else "quick"
+
+
 def cases() -> Iterator[Case]:
     yield from _rms_norm()
     yield from _add_rms_norm()
@@ -49,7 +54,7 @@ def _rms_norm() -> Iterator[Case]:
     for t, width, size in ROWS:
         yield from each("rms_norm", f"t{t}-d{width}/normal", make(t, width, "normal"), size)
     for t, width in LONG:
-        yield from each("rms_norm", f"t{t}-d{width}/normal", make(t, width, "normal"), tags=("f32",))
+        yield from each("rms_norm", f"t{t}-d{width}/normal", make(t, width, "normal"), long_size(t), ("f32",))
     for distribution in ("outliers", "zeros", "onehot", "nanrow", "integers"):
         quick: Size = "quick" if distribution in ("outliers", "zeros") else "small"
         yield from each("rms_norm", f"t6-d96/{distribution}", make(6, 96, distribution), quick)
@@ -74,7 +79,7 @@ def _add_rms_norm() -> Iterator[Case]:
     for t, width, size in ROWS:
         yield from each("add_rms_norm", f"t{t}-d{width}/normal", make(t, width, "normal"), size)
     for t, width in LONG:
-        yield from each("add_rms_norm", f"t{t}-d{width}/normal", make(t, width, "normal"), tags=("f32",))
+        yield from each("add_rms_norm", f"t{t}-d{width}/normal", make(t, width, "normal"), long_size(t), ("f32",))
     for distribution in ("outliers", "zeros", "cancelling", "nanrow"):
         yield from each("add_rms_norm", f"t6-d96/{distribution}", make(6, 96, distribution))
     yield from each("add_rms_norm", "t6-d96/eps1e-3", make(6, 96, "small", 1e-3))
@@ -90,7 +95,7 @@ def _silu_mul() -> Iterator[Case]:
     for t, width, size in ROWS:
         yield from each("silu_mul", f"t{t}-i{width}/normal", make(t, width, "normal"), size)
     for t, width in LONG:
-        yield from each("silu_mul", f"t{t}-i{width}/normal", make(t, width, "normal"), tags=("f32",))
+        yield from each("silu_mul", f"t{t}-i{width}/normal", make(t, width, "normal"), long_size(t), ("f32",))
     for distribution in ("outliers", "zeros", "nanrow", "integers", "small"):
         yield from each("silu_mul", f"t6-i48/{distribution}", make(6, 48, distribution), "quick")
     for scale in (12, 60):
@@ -114,7 +119,9 @@ def _rope() -> Iterator[Case]:
             if kind == "zero":
                 positions = positions * 0
             cos_sin = table(length, width)
-            if kind == "scaled":  # as YaRN's attention factor does where it is in the table: position 0 turns nothing, yet scales
+            if (
+                kind == "scaled"
+            ):  # as YaRN's attention factor does where it is in the table: position 0 turns nothing, yet scales
                 positions[: t // 2], cos_sin = 0, cos_sin * 1.25
             cos_sin = cos_sin if dtype != torch.float64 else cos_sin.to(dtype)
             if kind == "strided":
@@ -131,9 +138,11 @@ def _rope() -> Iterator[Case]:
         for name, interleaved in (("pairs", True), ("halves", False)):
             yield from each("apply_rope", f"t{t}-h{heads}-p{width}/{name}", make(t, heads, width, interleaved), size)
     for t, heads, width in ((1030, 1, 4), (3, 130, 8)):
-        yield from each("apply_rope", f"t{t}-h{heads}-p{width}/pairs", make(t, heads, width, True), tags=("f32",))
+        yield from each(
+            "apply_rope", f"t{t}-h{heads}-p{width}/pairs", make(t, heads, width, True), "quick" if t < 9 else "small", ("f32",)
+        )
     for kind in ("far", "scaled"):
-        yield from each("apply_rope", f"t7-h2-p4/{kind}", make(7, 2, 4, True, kind), tags=("f32",))
+        yield from each("apply_rope", f"t7-h2-p4/{kind}", make(7, 2, 4, True, kind), "quick", ("f32",))
     for kind in ("strided", "zero", "outliers"):
         yield from each("apply_rope", f"t7-h4-p16/{kind}", make(7, 4, 16, True, kind), "quick")
     yield from each("apply_rope", "t7-h4-p16/int64", make(7, 4, 16, True, wide=True))
@@ -151,7 +160,7 @@ def _embedding() -> Iterator[Case]:
     for t, vocab, width in ((1, 7, 64), (5, 100, 33), (0, 10, 16), (65, 300, 128), (129, 64, 100)):
         yield from each("embedding", f"t{t}-v{vocab}-h{width}", make(t, vocab, width), "quick")
     for t, vocab, width in ((1030, 40, 3), (9, 70000, 2), (3, 9, 2500)):
-        yield from each("embedding", f"t{t}-v{vocab}-h{width}", make(t, vocab, width), tags=("bf16",))
+        yield from each("embedding", f"t{t}-v{vocab}-h{width}", make(t, vocab, width), "quick", ("bf16",))
     yield from each("embedding", "t6-v50-h40/int64", make(6, 50, 40, True))
 
 
@@ -190,13 +199,13 @@ def _sampling() -> Iterator[Case]:
             size: Size = "quick" if vocab != 129 else "small"
             yield from each("gumbel_argmax", f"s{rows}-v{vocab}/{kind}", make(rows, vocab, kind), size)
     for rows, vocab, kind in ((9, 300, "cold"), (2, 70000, "ties"), (2, 70000, "tail"), (12, 6000, "close")):
-        yield from each("gumbel_argmax", f"s{rows}-v{vocab}/{kind}", make(rows, vocab, kind), tags=("f32",))
+        yield from each("gumbel_argmax", f"s{rows}-v{vocab}/{kind}", make(rows, vocab, kind), "quick", ("f32",))
     yield from each("gumbel_argmax", "s3-v129280/mixed", make(3, 129280, "mixed"), "full")
 
 
 def _close(logits: Tensor, seeds: Tensor, positions: Tensor) -> Tensor:
-    """Logits that leave the two largest perturbed ones 4e-5 apart: more than float32 logarithms of a float64 u lose, less than a
-    u of 24 bits does. The noise is the specified one, for temperature 1."""
+    """Logits that leave the two largest perturbed ones 4e-5 apart: more than float32 logarithms of a float64 u lose, less
+    than a u of 24 bits does. The noise is the specified one, for temperature 1."""
     token = torch.arange(logits.shape[1])[None, :]
     u = (philox(token, positions[:, None], seeds[:, None]).to(torch.float64) + 0.5) * 2.0**-32
     best = (-torch.log(-torch.log(u))).topk(2, dim=-1)
@@ -218,8 +227,8 @@ def _mtp() -> Iterator[Case]:
 
     for t, width, size in ((1, 64, "quick"), (5, 100, "quick"), (0, 32, "quick"), (65, 129, "small"), (3, 1024, "full")):
         yield from each("mtp_combine", f"t{t}-h{width}/normal", make(t, width, "normal"), size)  # type: ignore[arg-type]
-    yield from each("mtp_combine", "t130-h8/normal", make(130, 8, "normal"), tags=("f32",))
-    yield from each("mtp_combine", "t5-h48/faint", make(5, 48, "faint", 2.0**-11))
+    yield from each("mtp_combine", "t130-h8/normal", make(130, 8, "normal"), "quick", ("f32",))
+    yield from each("mtp_combine", "t5-h48/faint", make(5, 48, "faint", 2.0**-11), "quick")
     for distribution in ("outliers", "zeros"):
         yield from each("mtp_combine", f"t6-h72/{distribution}", make(6, 72, distribution))
 

@@ -19,7 +19,7 @@ SHAPES: tuple[tuple[int, int, int, Size], ...] = (
     (1, 128, 128, "quick"), (5, 100, 129, "quick"), (65, 130, 300, "quick"), (3, 576, 256, "quick"), (0, 64, 128, "quick"),
     (2, 129, 640, "small"), (63, 64, 128, "small"), (64, 96, 256, "small"), (127, 40, 136, "small"), (128, 33, 384, "small"),
     (129, 48, 100, "small"), (7, 1, 512, "small"), (4, 257, 1000, "small"), (1, 384, 384, "small"),
-    (64, 256, 512, "small"), (4, 512, 1024, "small"), (300, 20, 40, "small"), (3, 1300, 33, "small"), (2, 24, 7200, "small"),
+    (64, 256, 512, "small"), (4, 512, 1024, "small"), (300, 20, 40, "quick"), (3, 1300, 33, "quick"), (2, 24, 7200, "quick"),
     (4097, 72, 512, "full"), (8, 256, 7168, "full"), (2, 320, 10944, "full"), (1, 2112, 1536, "full"),
 )  # fmt: skip
 # Besides the quick ones, the shapes that every scheme is tried on.
@@ -66,7 +66,7 @@ def _linear() -> Iterator[Case]:
         yield from each("linear", f"t{t}-n{n}-k{k}/normal", _plain("linear", t, n, k, "normal"), size)
     for distribution, size in DISTRIBUTIONS:
         yield from each("linear", f"t9-n72-k300/{distribution}", _plain("linear", 9, 72, 300, distribution), size)
-    yield from each("linear", "t130-n50-k96/bias", _plain("linear", 130, 50, 96, "normal", bias=True))
+    yield from each("linear", "t130-n50-k96/bias", _plain("linear", 130, 50, 96, "normal", bias=True), "quick")
     for t in (1, 6):
         yield from each("linear", f"t{t}-n50-k96/bias", _plain("linear", t, 50, 96, "normal", bias=True), "quick")
 
@@ -74,7 +74,7 @@ def _linear() -> Iterator[Case]:
 def _router() -> Iterator[Case]:
     shapes: tuple[tuple[int, int, int, Size], ...] = (
         (1, 16, 96, "quick"), (65, 256, 200, "quick"), (0, 8, 64, "quick"), (5, 9, 129, "small"), (128, 64, 512, "small"),
-        (300, 9, 33, "small"), (2, 400, 20, "small"), (2, 8, 7200, "small"), (3, 256, 7168, "full"), (4097, 8, 256, "full"),
+        (300, 9, 33, "quick"), (2, 400, 20, "quick"), (2, 8, 7200, "quick"), (3, 256, 7168, "full"), (4097, 8, 256, "full"),
     )  # fmt: skip
     for t, e, k, size in shapes:
         yield from each("router_gemm", f"t{t}-e{e}-k{k}/normal", _plain("router_gemm", t, e, k, "normal"), size)
@@ -85,8 +85,8 @@ def _router() -> Iterator[Case]:
 def _bmm() -> Iterator[Case]:
     shapes: tuple[tuple[int, int, int, int, Size], ...] = (
         (1, 2, 32, 48, "quick"), (5, 3, 20, 33, "quick"), (0, 2, 16, 16, "quick"), (65, 16, 24, 40, "small"),
-        (3, 1, 129, 100, "small"), (2, 5, 64, 1, "small"), (300, 2, 8, 8, "small"), (2, 130, 6, 5, "small"), (2, 1, 9, 600, "small"),
-        (2, 1, 600, 9, "small"), (4, 128, 128, 512, "full"), (129, 8, 128, 64, "full"),
+        (3, 1, 129, 100, "small"), (2, 5, 64, 1, "small"), (300, 2, 8, 8, "quick"), (2, 130, 6, 5, "quick"),
+        (2, 1, 9, 600, "quick"), (2, 1, 600, 9, "quick"), (4, 128, 128, 512, "full"), (129, 8, 128, 64, "full"),
     )  # fmt: skip
 
     def make(t: int, h: int, a: int, c: int, distribution: str, view: str) -> Make:
@@ -172,7 +172,7 @@ def _int8() -> Iterator[Case]:
         for tag, out in (("f32", "float32"), ("bf16", "bfloat16")):
             yield Case("int8_scaled_mm", f"t{t}-n{n}-k{k}/normal", tag, make(t, n, k, "normal", out), size)
     for tag, out in (("f32", "float32"), ("bf16", "bfloat16")):
-        yield Case("int8_scaled_mm", "t9-n70-k300/lowest", tag, make(9, 70, 300, "lowest", out))
+        yield Case("int8_scaled_mm", "t9-n70-k300/lowest", tag, make(9, 70, 300, "lowest", out), "quick")
     for distribution in ("max", "onehot"):
         for tag, out in (("f32", "float32"), ("bf16", "bfloat16")):
             yield Case("int8_scaled_mm", f"t9-n70-k1500/{distribution}", tag, make(9, 70, 1500, distribution, out), "quick")
@@ -190,6 +190,8 @@ def _quant_linear() -> Iterator[Case]:
         for t, n, k, size in SHAPES:
             if name in ("fp8-w8a8-ue8m0", "int8-w8a16", "int4-w4a16") and size != "quick" and (t, n, k) not in _EVERY_SCHEME:
                 continue
+            if (t, n, k) in _EVERY_SCHEME and name not in ("none", "fp8-w8a8"):
+                size = "small"
             yield from each(
                 "quant_linear", f"{name}/t{t}-n{n}-k{k}/normal", make(t, n, k, quant, fmt, "normal", "normal"), size
             )
@@ -200,7 +202,9 @@ def _quant_linear() -> Iterator[Case]:
             yield from each("quant_linear", f"{name}/t9-n200-k300/{distribution}", made, size)
         if quant.startswith("int"):
             for k in (300, 129):
-                yield from each("quant_linear", f"{name}/t5-n40-k{k}/lowest", make(5, 40, k, quant, fmt, "normal", "lowest"))
+                yield from each(
+                    "quant_linear", f"{name}/t5-n40-k{k}/lowest", make(5, 40, k, quant, fmt, "normal", "lowest"), "quick"
+                )
         if quant.endswith("a8"):
             made = make(6, 64, 2 * BLOCK, quant, fmt, "ties", "normal")
             yield from each("quant_linear", f"{name}/t6-n64-k256/ties", made)

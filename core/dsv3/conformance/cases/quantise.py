@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dsv3.conformance.case import Case, Make, Setting, each
-from dsv3.conformance.cases.pointwise import LONG, norm_weight
+from dsv3.conformance.cases.pointwise import LONG, long_size, norm_weight
 from dsv3.conformance.data import Data
 from dsv3.conformance.result import Size
 from dsv3.quant.fp8 import blocks
@@ -60,9 +60,9 @@ def _act_quant() -> Iterator[Case]:
                 yield from each("act_quant", f"{short}-{fmt}/t6-k300/{kind}", made, quick, needs_dtypes=needs)
     for t, k in LONG:
         made = make(t, k, "normal", "float8_e4m3fn", "float32")
-        yield from each("act_quant", f"e4m3fn-float32/t{t}-k{k}/normal", made, tags=("f32",))
+        yield from each("act_quant", f"e4m3fn-float32/t{t}-k{k}/normal", made, long_size(t), ("f32",))
     made = make(5, 200, "normal", "float8_e4m3fn", "ue8m0", 64)
-    yield from each("act_quant", "e4m3fn-ue8m0/t5-k200/group64", made)
+    yield from each("act_quant", "e4m3fn-ue8m0/t5-k200/group64", made, "quick")
     for group in (64, 32):
         made = make(5, 200, "normal", "float8_e4m3fn", "float32", group)
         yield from each("act_quant", f"e4m3fn-float32/t5-k200/group{group}", made)
@@ -72,7 +72,7 @@ def _act_quant() -> Iterator[Case]:
     for fmt in ("float32", "ue8m0"):
         for kind in ("nanrow", "nanone"):
             made = make(5, 300, kind, "float8_e4m3fn", fmt)
-            yield from each("act_quant", f"e4m3fn-{fmt}/t5-k300/{kind}", made)
+            yield from each("act_quant", f"e4m3fn-{fmt}/t5-k300/{kind}", made, "quick")
 
 
 def _quant_int8() -> Iterator[Case]:
@@ -93,7 +93,7 @@ def _quant_int8() -> Iterator[Case]:
     for t, k, size in SHAPES:
         yield from each("quant_int8", f"t{t}-k{k}/normal", make(t, k, "normal"), size)
     for t, k in LONG:
-        yield from each("quant_int8", f"t{t}-k{k}/normal", make(t, k, "normal"), tags=("f32",))
+        yield from each("quant_int8", f"t{t}-k{k}/normal", make(t, k, "normal"), long_size(t), ("f32",))
     for kind in (*KINDS, "lowest"):
         quick: Size = "quick" if kind in ("ties", "zeros", "lowest") else "small"
         yield from each("quant_int8", f"t6-k300/{kind}", make(6, 300, kind), quick)
@@ -131,10 +131,10 @@ def _fused() -> Iterator[Case]:
                     yield from each(op, f"{short}-{fmt}/t6-k300/{kind}", made, needs_dtypes=needs)
         for t, k in LONG:
             made = make(t, k, "normal", "float8_e4m3fn", "float32", 128)
-            yield from each(op, f"e4m3fn-float32/t{t}-k{k}/normal", made, tags=("f32",))
+            yield from each(op, f"e4m3fn-float32/t{t}-k{k}/normal", made, long_size(t), ("f32",))
         for kind in ("nanrow", "nanone"):
-            yield from each(op, f"e4m3fn-float32/t5-k300/{kind}", make(5, 300, kind, "float8_e4m3fn", "float32", 128))
-        yield from each(op, "e4m3fn-ue8m0/t5-k200/group64", make(5, 200, "normal", "float8_e4m3fn", "ue8m0", 64))
+            yield from each(op, f"e4m3fn-float32/t5-k300/{kind}", make(5, 300, kind, "float8_e4m3fn", "float32", 128), "quick")
+        yield from each(op, "e4m3fn-ue8m0/t5-k200/group64", make(5, 200, "normal", "float8_e4m3fn", "ue8m0", 64), "quick")
         yield from each(op, "e4m3fn-float32/t5-k200/group64", make(5, 200, "normal", "float8_e4m3fn", "float32", 64))
 
 
@@ -154,7 +154,8 @@ def _dequant() -> Iterator[Case]:
 
     outputs = (("f32", "float32"), ("bf16", "bfloat16"))
     for n, k, size in ((128, 128, "quick"), (300, 200, "quick"), (100, 129, "quick"), (576, 256, "small"), (1, 1, "small"),
-                       (129, 384, "small"), (384, 384, "small"), (1500, 3, "small"), (3, 1500, "small"), (2112, 1000, "full")):  # fmt: skip
+                       (129, 384, "small"), (384, 384, "small"), (1500, 3, "quick"), (3, 1500, "quick"),
+                       (2112, 1000, "full")):  # fmt: skip
         for tag, out in outputs:
             yield Case("dequant_block", f"n{n}-k{k}/normal", tag, make(n, k, out, "normal"), size)  # type: ignore[arg-type]
     for kind in ("nan", "tiny-scales"):

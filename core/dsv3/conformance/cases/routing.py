@@ -74,11 +74,11 @@ def _topk() -> Iterator[Case]:
     for layout in LAYOUTS:
         for mode in MODES:
             if _applies(layout, mode):
-                size: Size = "quick" if layout in ("v3", "tiny", "lite") else "small"
+                size: Size = "quick" if layout in ("v3", "tiny", "lite", "open") else "small"
                 yield from each("grouped_topk", f"{layout}-{mode}/t33/normal", make(33, layout, mode, "normal"), size, ("f32",))
     for t, size in ((0, "quick"), (1, "quick"), (2, "small"), (129, "small"), (1030, "small"), (4097, "full")):
         yield from each("grouped_topk", f"v3-noaux/t{t}/normal", make(t, "v3", "noaux", "normal"), size, ("f32",))
-    yield from each("grouped_topk", "tiny-nobias/t9/faint", make(9, "tiny", "nobias", "faint"), "small", ("f32",))
+    yield from each("grouped_topk", "tiny-nobias/t9/faint", make(9, "tiny", "nobias", "faint"), "quick", ("f32",))
     for kind in ("huge", "equal", "close", "negative"):
         for mode in ("noaux", "nobias", "greedy", "negative"):
             yield from each("grouped_topk", f"tiny-{mode}/t9/{kind}", make(9, "tiny", mode, kind), "quick", ("f32",))
@@ -98,10 +98,10 @@ def _route() -> Iterator[Case]:
 
     for layout, mode in (("v3", "noaux"), ("tiny", "negative"), ("lite", "greedy"), ("v2", "softmax"), ("tiny", "raw"),
                          ("kimi", "noaux"), ("all", "wide"), ("odd", "nobias"), ("open", "noaux")):  # fmt: skip
-        size: Size = "quick" if layout in ("v3", "tiny", "lite") else "small"
+        size: Size = "quick" if layout in ("v3", "tiny", "lite", "open") else "small"
         yield from each("route", f"{layout}-{mode}/t17-h100", make(17, 100, layout, mode), size)
     for t in (130, 300):
-        yield from each("route", f"tiny-noaux/t{t}-h40", make(t, 40, "tiny", "noaux"))
+        yield from each("route", f"tiny-noaux/t{t}-h40", make(t, 40, "tiny", "noaux"), "quick")
     for t in (0, 1, 65):
         yield from each("route", f"tiny-noaux/t{t}-h64", make(t, 64, "tiny", "noaux"))
     yield from each("route", "v3-noaux/t9-h129/outliers", make(9, 129, "v3", "noaux", "outliers"))
