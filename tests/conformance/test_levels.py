@@ -79,3 +79,16 @@ def test_claims_of_batch_invariance_are_held_to() -> None:
     right = conformance.run(Made({"silu_mul": ops.silu_mul}, batch_invariant=True), level="L3", size="quick",
                             cases="l3/f32/batch-invariance")  # fmt: skip
     assert right.cases[0].status == "absent" and "not claimed by the kernels for" in right.cases[0].message
+
+
+def test_what_every_step_leaves_behind_is_seen() -> None:
+    kept: list[Tensor] = []
+
+    def leaking(x: Tensor) -> Tensor:
+        y = ops.silu_mul(x)
+        kept.append(y.clone())
+        return y
+
+    report = conformance.run(Made({"silu_mul": leaking}), level="L3", size="quick", cases="l3/f32/memory")
+    assert [c.status for c in report.cases] == ["failed"]
+    assert "left" in report.cases[0].message

@@ -13,7 +13,7 @@ FAULTS = every()
 
 
 def test_there_are_many_faults_over_all_operators() -> None:
-    assert len(FAULTS) >= 60
+    assert len(FAULTS) >= 300
     assert {f.op for f in FAULTS} == set(ops.names())
     assert len({(f.op, f.name) for f in FAULTS}) == len(FAULTS)
 
@@ -22,7 +22,9 @@ def test_there_are_many_faults_over_all_operators() -> None:
 def test_a_fault_is_caught(fault: Fault) -> None:
     torch.manual_seed(0)
     made = Made({fault.op: fault.function}, "mutant", **fault.claims)
-    report = conformance.run(made, ops=[fault.op], size="small", fail_fast=True)
+    report = conformance.run(made, ops=[fault.op], size="quick", fail_fast=True)  # part of small, and most are caught by it
+    if not report.failed:
+        report = conformance.run(made, ops=[fault.op], size="small", fail_fast=True)
     assert report.failed, f"{fault.op}: {fault.name} was not caught"
     first = report.failed[0]
     assert first.message and first.margin > 1 and first.id in first.repeat

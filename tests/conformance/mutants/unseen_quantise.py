@@ -274,13 +274,6 @@ def _(weight: Tensor, scale: Tensor, dtype: str = "bfloat16") -> Tensor:
     return torch.where(codes == 0xFF, odd, y).to(getattr(torch, dtype))
 
 
-@fault("dequant_block", "subnormal codes flushed")
-def _(weight: Tensor, scale: Tensor, dtype: str = "bfloat16") -> Tensor:
-    codes = weight.view(torch.uint8)
-    small = (codes & 0x78) == 0
-    return ops.dequant_block(torch.where(small, codes & 0x80, codes).view(weight.dtype), scale, dtype)
-
-
 @fault("fn_to_fnuz", "scale doubled in bf16")
 def _(weight: Tensor, scale: Tensor) -> Pair:
     return ops.fn_to_fnuz(weight, scale)[0], (scale.bfloat16() * 2).float()
