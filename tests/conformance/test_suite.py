@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from ci.conformance_lists import ids
+
 from dsv3 import conformance, ops
 from dsv3.conformance.report.suite import frozen
 from dsv3.conformance.result import SIZES
@@ -77,7 +77,9 @@ def test_a_failure_says_what_where_and_how_to_repeat(tmp_path: Path) -> None:
 
 def test_waived_failures_do_not_fail(tmp_path: Path) -> None:
     waivers = tmp_path / "waivers.txt"
-    waivers.write_text("silu_mul/*  approximate on this device  https://example.org/1\nrms_norm/none  gone  https://example.org/2\n")
+    waivers.write_text(
+        "silu_mul/*  approximate on this device  https://example.org/1\nrms_norm/none  gone  https://example.org/2\n"
+    )
     made = Made({"silu_mul": lambda x: ops.silu_mul(x) * 1.01})
     report = conformance.run(made, ops=["silu_mul"], size="quick", waivers=str(waivers))
     assert not report.failed and report.count("waived") > 0

@@ -18,7 +18,9 @@ FEW = ["silu_mul", "act_quant", "grouped_topk", "kv_cache_write", "mla_decode", 
 
 
 def _mistakes(vectors: Path, outputs: Path) -> list[str]:
-    found = [(v, compare(v, outputs / v.parent.name / v.name)[0]) for v in sorted(p.parent for p in vectors.glob("*/*/budget.json"))]
+    found = [
+        (v, compare(v, outputs / v.parent.name / v.name)[0]) for v in sorted(p.parent for p in vectors.glob("*/*/budget.json"))
+    ]
     assert found
     return [f"{v}: {text}" for v, text in found if text]
 

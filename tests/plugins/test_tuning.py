@@ -19,8 +19,8 @@ import dsv3.conformance
 from dsv3.cli import main
 from dsv3.dispatch.choose import choose
 from dsv3.dispatch.select import Catalogue
-from dsv3.dispatch.tune import TuneReport, tune
-from dsv3.dispatch.tuning import Database
+from dsv3.dispatch.tuning.database import Database
+from dsv3.dispatch.tuning.tune import TuneReport, tune
 from dsv3.errors import BackendUnavailable
 from dsv3.loading import calls
 from tests.support.plugins import good, write_plugin
@@ -97,9 +97,9 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Install backend "acme" anew, with these kernels, version, memory and code; returns its kernel module."""
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("DSV3_TUNING_DIR", str(tmp_path / "tuning"))
-    monkeypatch.setattr("dsv3.dispatch.tune_measure.SECONDS", 0.005)
-    monkeypatch.setattr("dsv3.dispatch.tune_plan.MOST_TOKENS", 4)
-    monkeypatch.setattr("dsv3.dispatch.tuned.MOST_TOKENS", 4)
+    monkeypatch.setattr("dsv3.dispatch.tuning.measure.SECONDS", 0.005)
+    monkeypatch.setattr("dsv3.dispatch.tuning.plan.MOST_TOKENS", 4)
+    monkeypatch.setattr("dsv3.dispatch.tuning.tuned.MOST_TOKENS", 4)
 
     def build(kernels: str = THREE, code: str = "", version: str = "1", memory: int = 0, units: int = 4) -> Any:
         body = BACKEND.format(kernels=kernels, version=version, memory=memory, units=units)
@@ -199,7 +199,7 @@ def test_stale_measurements_are_ignored_counted_and_named(install: Install, tmp_
 def test_stale_by_torch_version(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install()
     run(tmp_path)
-    monkeypatch.setattr("dsv3.dispatch.fingerprint._version", lambda package: "0.1")
+    monkeypatch.setattr("dsv3.dispatch.tuning.fingerprint._version", lambda package: "0.1")
     assert re.search(r"ignored: torch version was [\d.]+\S*, is 0\.1", notes())
 
 
