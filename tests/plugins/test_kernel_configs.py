@@ -13,7 +13,7 @@ import dsv3.conformance
 from dsv3.dispatch.choose import choose
 from dsv3.errors import BackendUnavailable
 from dsv3.loading import calls
-from tests.support.tuning import CONFIGURED, FLAGS, OPTIONS, THREE, Install, chosen, forget, install, run, table  # noqa: F401
+from tests.support.tuning import CONFIGURED, FLAGS, OPTIONS, THREE, Install, chosen, forget, install, notes, run, table  # noqa: F401
 
 
 def test_a_kernel_gets_the_first_configuration_that_matches_until_another_is_measured_faster(

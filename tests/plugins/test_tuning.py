@@ -15,7 +15,7 @@ import dsv3
 import dsv3.conformance
 from dsv3.cli import main
 from dsv3.dispatch.tuning.database import Database
-from tests.support.tuning import FLAGS, OPTIONS, Install, chosen, install, notes, run  # noqa: F401
+from tests.support.tuning import FLAGS, OPTIONS, THREE, Install, chosen, install, notes, run  # noqa: F401
 
 
 def test_after_tuning_the_fast_right_kernel_runs_and_explain_shows_its_cost(
