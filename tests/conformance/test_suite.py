@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from ci.conformance_lists import ids
+
 from dsv3 import conformance, ops
 from dsv3.conformance.report.suite import frozen
 from dsv3.conformance.result import SIZES
