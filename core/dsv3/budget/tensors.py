@@ -21,8 +21,10 @@ def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return LatentCache(change(value.ckv), change(value.kpe), None if value.scale is None else change(value.scale))
     if isinstance(value, Mapping):
         return {k: map_tensors(v, change) for k, v in value.items()}
-    if isinstance(value, tuple | list):
-        return type(value)(map_tensors(v, change) for v in value)
+    if isinstance(value, tuple | list):  # a named tuple becomes a plain one
+        return (
+            [map_tensors(v, change) for v in value] if isinstance(value, list) else tuple(map_tensors(v, change) for v in value)
+        )
     return value
 
 

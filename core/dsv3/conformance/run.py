@@ -10,14 +10,15 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from dsv3.conformance.case import Case, Setting
+from dsv3.budget.verdict import Verdict
+from dsv3.conformance.case import Case
 from dsv3.conformance.cases import cases_of
 from dsv3.conformance.exam import Exam
 from dsv3.conformance.result import LEVELS, SIZES, CaseResult, Level, Report, Size
 from dsv3.conformance.roundtrip import round_trips
 from dsv3.conformance.suite import header, suite_name
 from dsv3.conformance.target import Target, source_of
-from dsv3.errors import UsageError, nearest
+from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.ops import spec
 from dsv3.plugin import Backend, Kernel
 
@@ -157,7 +158,7 @@ def _named(level: Level, plan: Plan, target: Target, checks: Iterable[tuple[str,
         started = time.perf_counter()
         try:
             answer = check(target, plan.seed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             answer = (math.inf, 0.0, f"raised {root_cause(error)}")
         margin, nmse, message = (0.0, 0.0, answer) if isinstance(answer, str) else answer
         status = "absent" if isinstance(answer, str) else "failed" if not margin <= 1 else "passed"
@@ -192,12 +193,15 @@ def _absent(plan: Plan, case: str, op: str, kernel: str, why: str) -> CaseResult
 def _examine(plan: Plan, target: Target, case: Case, kernel: Kernel) -> CaseResult:
     started = time.perf_counter()
     name = f"{target.name}.{kernel.name}"
-    if case.kv == "fp8" and not target.fp8_cache:
-        return _absent(plan, case.id, case.op, name, "the backend keeps no FP8 cache")
-    arguments = {**spec(case.op).defaults, **case.arguments(plan.seed, Setting(target.page_size))}
-    if why := target.refusal(kernel, arguments, case.needs_dtypes):
-        return _absent(plan, case.id, case.op, name, why)
-    verdict = Exam(target, kernel, case, plan.seed).run()
+    try:
+        if case.kv == "fp8" and not target.fp8_cache:
+            return _absent(plan, case.id, case.op, name, "the backend keeps no FP8 cache")
+        arguments = {**spec(case.op).defaults, **case.arguments(plan.seed, target.setting(case))}
+        if why := target.refusal(kernel, arguments, case.needs_dtypes):
+            return _absent(plan, case.id, case.op, name, why)
+        verdict = Exam(target, kernel, case, plan.seed).run()
+    except BackendUnavailable as error:  # cache_spec() failed, or a table of configurations is none
+        verdict = Verdict(math.inf, 0.0, str(error))
     return CaseResult(
         case.id, case.op, name, "passed" if verdict.passed else "failed", verdict.margin, verdict.nmse, verdict.message,
         plan.repeat(case.id), "L1", kernel.numerics, time.perf_counter() - started, _details(verdict.details),

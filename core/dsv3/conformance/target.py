@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
+import torch
+
+from dsv3.conformance.case import NAMES, Case, Setting
 from dsv3.dispatch.choose import Source, cache_spec, named, probe_backend, torch_device
 from dsv3.dispatch.configs import Config
 from dsv3.dispatch.registration import resolve
@@ -13,7 +17,7 @@ from dsv3.dispatch.select import Catalogue
 from dsv3.dispatch.site import described
 from dsv3.errors import BackendUnavailable
 from dsv3.ops.spec import STEP_DIMS, spec
-from dsv3.plugin import Backend, Call, Kernel
+from dsv3.plugin import Backend, CacheSpec, Call, Kernel, KvDType, Prepared
 from dsv3.plugin.needs import DType
 
 _GIVEN = "an instance given in this process"
@@ -39,7 +43,6 @@ class Target:
         self.source = source
         self.catalogue = Catalogue(source)
         self.device = torch_device(source)
-        self.page_size = cache_spec(source, "bfloat16").page_size
 
     @property
     def name(self) -> str:
@@ -56,7 +59,23 @@ class Target:
     @functools.cached_property
     def fp8_cache(self) -> bool:
         """Whether the backend keeps an FP8 cache when asked to."""
-        return cache_spec(self.source, "fp8").kv_dtype == "fp8"
+        return self._cache("fp8").kv_dtype == "fp8"
+
+    def setting(self, case: Case) -> Setting:
+        """What the backend chooses for a case: it is asked as the engine would ask it."""
+        if case.kv == "fp8":
+            return Setting(self._cache("fp8").page_size)
+        asked = NAMES[case.tag]
+        if asked not in get_args(KvDType):  # float16 is no dtype of a model: pages as for another that the device has
+            others = [d for d in ("bfloat16", "float32", "float64") if d in self.source.capability.dtypes]
+            return Setting(self._cache(others[0]).page_size if others else Setting.page_size)
+        found = self._cache(asked)
+        kept = None if found.kv_dtype in (asked, "fp8") else getattr(torch, found.kv_dtype)
+        return Setting(found.page_size, kept)
+
+    @functools.cache  # noqa: B019  as below
+    def _cache(self, kv_dtype: str) -> CacheSpec:
+        return cache_spec(self.source, kv_dtype)  # type: ignore[arg-type]
 
     @functools.cache  # noqa: B019  a target lives as long as its run
     def function(self, op: str, name: str) -> Any:
@@ -82,6 +101,21 @@ class Target:
         if kernel.configs is not None and self._config(kernel, arguments) is None:
             reasons.append(f"table {kernel.configs} has no configuration for {self.source.device.arch} and this call")
         return "; ".join([*reasons, *(f"the device does not list {n}" for n in missing)])
+
+    def refuses_weight(self, kernel: Kernel, path: str, weight: Prepared, dtype: torch.dtype) -> str:
+        """Why a kernel takes no call with this weight, as far as the weight alone tells; "" if it may."""
+        known = spec(kernel.op)
+        dims: dict[str, int] = {}
+        term = next(t for t in known.terms if t.path == path)
+        for dim, size in zip(term.dims, weight.shape, strict=True):
+            dim.solve(size, dims)
+        dtypes = {path: str(weight.tensors["weight"].dtype).removeprefix("torch.")}
+        if known.activation:
+            dtypes[known.activation] = str(dtype).removeprefix("torch.")
+        needs = tuple(n for n in kernel.needs if getattr(n, "dim", None) is None or n.dim in dims)
+        filled = {**dict.fromkeys(known.dims, 128), **dims}  # for `accepts`, which may ask for any
+        call = Call(kernel.op, filled, dtypes, weight.quant, self.source.device)
+        return "; ".join(self.catalogue.refusals(replace(kernel, needs=needs), call))
 
     def prepare(self, kernel: Kernel, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments with weights in the layouts that the kernel reads."""

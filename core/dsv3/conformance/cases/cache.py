@@ -55,7 +55,12 @@ def _write() -> Iterator[Case]:
             pages = -(-(t + 5) // s.page_size) + 2
             ckv, kpe = _rows(d, t, rank, rope, dtype, kind)
             where = index(slots_of(d, slots, t, pages * s.page_size), wide)
-            return {"ckv": ckv, "kpe": kpe, "slots": where, "cache": empty_cache(pages, s.page_size, rank, rope, kv, dtype)}
+            return {
+                "ckv": ckv,
+                "kpe": kpe,
+                "slots": where,
+                "cache": empty_cache(pages, s.page_size, rank, rope, kv, s.held(kv, dtype)),
+            }
 
         return arguments
 
@@ -110,7 +115,7 @@ def filled(
         full = [i for i, n in enumerate(seq) if n >= page]
         for i in full[1:]:
             block_table[i, 0] = block_table[full[0], 0]
-    cache = empty_cache(total, page, rank, rope, kv, dtype)
+    cache = empty_cache(total, page, rank, rope, kv, s.held(kv, dtype))
     slots = [int(block_table[i, p // page]) * page + p % page for i, n in enumerate(seq) for p in range(start, n)]
     slots = list(dict.fromkeys(slots))
     rows = d.real("cache", kind, max(len(slots), 1), rank + rope)[: len(slots)].to(dtype)
@@ -151,7 +156,7 @@ def _rope_write() -> Iterator[Case]:
                 "positions": index(d.integers("positions", 0, 3000, t)),
                 "cos_sin": cos_sin if dtype != torch.float64 else cos_sin.to(dtype),
                 "slots": index(slots_of(d, slots, t, pages * s.page_size)),
-                "cache": empty_cache(pages, s.page_size, rank, rope, kv, dtype), "interleaved": interleaved,
+                "cache": empty_cache(pages, s.page_size, rank, rope, kv, s.held(kv, dtype)), "interleaved": interleaved,
             }  # fmt: skip
 
         return arguments
@@ -187,7 +192,7 @@ def _prolog() -> Iterator[Case]:
                 "x": d.normal("x", t, h).to(dtype), "weights": weights, "positions": index(d.integers("positions", 0, 3000, t)),
                 "cos_sin": cos_sin if dtype != torch.float64 else cos_sin.to(dtype),
                 "slots": index(slots_of(d, slots, t, pages * s.page_size)),
-                "cache": empty_cache(pages, s.page_size, rank, rope, kv, dtype), "eps": 1e-6, "n_heads": heads,
+                "cache": empty_cache(pages, s.page_size, rank, rope, kv, s.held(kv, dtype)), "eps": 1e-6, "n_heads": heads,
             }  # fmt: skip
 
         return arguments
