@@ -14,7 +14,7 @@ from dsv3.budget.expectation import Expectation, Finding, combine, same_values, 
 from dsv3.budget.pointwise import rotate, rotated
 from dsv3.budget.quantised import Quantised
 from dsv3.budget.rules import FACTOR, Arguments, against_decomposition, real, rule
-from dsv3.budget.tensors import clone_cache
+from dsv3.budget.tensors import clone_cache, raw_bytes
 from dsv3.budget.units import activation_ulp, half_ulp, tiny
 from dsv3.ops import kv_cache_gather as gather
 from dsv3.plugin import LatentCache
@@ -58,7 +58,7 @@ class CacheRows(Expectation):
             old, new = getattr(self.before, name), getattr(after, name)
             if old is None:
                 continue
-            old, new = (t.contiguous().view(torch.uint8).reshape(t.shape[0] * t.shape[1], -1).clone() for t in (old, new))
+            old, new = (raw_bytes(t).view(t.shape[0] * t.shape[1], -1) for t in (old, new))
             new[slots] = old[slots]
             finding = same_values(f"cache.{name} outside the named slots, bytes", new, old)
             if finding.message:

@@ -83,8 +83,8 @@ def experts(x: Approx, weights: Approx, ids: Tensor, w13: Prepared, w2: Prepared
 
 @rule(
     "fused_experts",
-    text="u |y| + the errors of both products through the chain, with intermediates in 16 bits or not (4 times the root of their "
-    "squares), or 4 times (per row) what the decomposition errs at the same dtypes, whichever is larger.",
+    text="u |y| + the errors of both products through the chain, with intermediates in 16 bits or not (4 times the root of "
+    "their squares), or 4 times (per row) what the decomposition errs at the same dtypes, whichever is larger.",
 )
 def fused_experts(a: Arguments, n: str) -> list[Expectation]:
     x = Approx.of(a["x"])

@@ -53,8 +53,8 @@ def real(name: str, index: int, made: Approx, dtype: torch.dtype, numerics: str,
 
 def _cap(made: Approx, spread: Tensor, squares: Tensor, plain: float) -> float | None:
     """The cap of a class, where the data do not cancel (relative errors of the whole say nothing there). A few outputs may be
-    small by chance beside the root of the squares of their terms, which is what errors go by. Codes that fall to their
-    neighbour at a tie add their own share."""
+    small by chance beside the root of the squares of their terms, which is what errors go by, and their squared error scatters
+    by sqrt(2 / n), of which four are allowed. Codes that fall to their neighbour at a tie add their own share."""
 
     def total(t: Tensor) -> float:
         return float(torch.where(torch.isfinite(t), t, torch.zeros_like(t)).sum())
@@ -62,7 +62,8 @@ def _cap(made: Approx, spread: Tensor, squares: Tensor, plain: float) -> float |
     power = total(made.value.square())
     if power == 0 or power < 1e-3 * total(spread.square()):
         return None
-    return plain * max(1.0, total(squares) / power) + FACTOR * total(made.loose.square()) / power
+    scatter = 1 + 4 * (2 / made.value.numel()) ** 0.5
+    return plain * scatter * max(1.0, total(squares) / power) + FACTOR * total(made.loose.square()) / power
 
 
 def against_decomposition(op: str, arguments: Arguments, expectations: list[Expectation], always: bool) -> list[Expectation]:

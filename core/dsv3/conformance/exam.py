@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsv3.budget import expect, judge
 from dsv3.budget.expectation import Expectation, Real
-from dsv3.budget.tensors import clone_cache, map_tensors, to_cpu
+from dsv3.budget.tensors import clone_cache, map_tensors, raw_bytes, to_cpu
 from dsv3.budget.verdict import Verdict
 from dsv3.conformance.case import Case
 from dsv3.conformance.place import Placed
@@ -185,8 +185,6 @@ def _same_bits(a: Any, b: Any) -> bool:
     """Equal shapes and bytes of all tensors; NaN included."""
     left, right = _tensors(a), _tensors(b)
     return len(left) == len(right) and all(
-        x.shape == y.shape
-        and x.dtype == y.dtype
-        and (x.numel() == 0 or torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8)))
+        x.shape == y.shape and x.dtype == y.dtype and torch.equal(raw_bytes(x), raw_bytes(y))
         for x, y in zip(left, right, strict=True)
     )

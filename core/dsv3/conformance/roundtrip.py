@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from dsv3.budget.tensors import map_tensors
+from dsv3.budget.tensors import map_tensors, raw_bytes
 from dsv3.conformance.case import padded, weight
 from dsv3.conformance.data import Data
 from dsv3.conformance.result import CaseResult, Size
@@ -114,9 +114,7 @@ def _without_signed_zeros(w: Prepared) -> Prepared:
 
 def _equal(a: Prepared, b: Prepared) -> bool:
     return a.tensors.keys() == b.tensors.keys() and all(
-        x.shape == (y := b.tensors[k]).shape
-        and x.dtype == y.dtype
-        and torch.equal(x.contiguous().view(torch.uint8), y.contiguous().view(torch.uint8))
+        x.shape == (y := b.tensors[k]).shape and x.dtype == y.dtype and torch.equal(raw_bytes(x), raw_bytes(y))
         for k, x in a.tensors.items()
     )
 

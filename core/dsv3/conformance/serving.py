@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dsv3.budget.tensors import raw_bytes
 from dsv3.conformance.data import Data
 from dsv3.conformance.model import FACTOR, Answer, Check, Formats, Runs, _bound, compare, formats_of
 from dsv3.conformance.result import Size
@@ -36,7 +37,7 @@ def _lacking(model: Model, claim: str) -> str:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    return torch.equal(raw_bytes(a), raw_bytes(b))
 
 
 def _determinism(r: Runs) -> Answer:
