@@ -62,16 +62,16 @@ class Target:
         return self._cache("fp8").kv_dtype == "fp8"
 
     def setting(self, case: Case) -> Setting:
-        """What the backend chooses for a case: it is asked as the engine would ask it."""
+        """What the backend chooses for a case: it is asked as the engine would ask it, for a dtype that the device has."""
         if case.kv == "fp8":
             return Setting(self._cache("fp8").page_size)
-        asked = NAMES[case.tag]
-        if asked not in get_args(KvDType):  # float16 is no dtype of a model: pages as for another that the device has
-            others = [d for d in ("bfloat16", "float32", "float64") if d in self.source.capability.dtypes]
-            return Setting(self._cache(others[0]).page_size if others else Setting.page_size)
-        found = self._cache(asked)
-        kept = None if found.kv_dtype in (asked, "fp8") else getattr(torch, found.kv_dtype)
-        return Setting(found.page_size, kept)
+        listed = [d for d in (NAMES[case.tag], "bfloat16", "float32", "float64") if d in self.source.capability.dtypes]
+        asked = [d for d in listed if d in get_args(KvDType)]
+        if not asked:
+            return Setting()
+        found = self._cache(asked[0])
+        same = found.kv_dtype in (asked[0], "fp8") or asked[0] != NAMES[case.tag]
+        return Setting(found.page_size, None if same else getattr(torch, found.kv_dtype))
 
     @functools.cache  # noqa: B019  as below
     def _cache(self, kv_dtype: str) -> CacheSpec:
