@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import get_args
 
 from dsv3.conformance.cases import cases_of
+from dsv3.conformance.model import model_ids
 from dsv3.conformance.result import Size
 from dsv3.conformance.roundtrip import round_trips
+from dsv3.conformance.serving import serving_ids
+from dsv3.trial.findings import ALL_IDS
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,12 +18,7 @@ ROOT = Path(__file__).parents[1]
 def ids(size: Size) -> list[str]:
     """All case ids of a size, sorted."""
     found = [c.id for c in cases_of(size)] + [t.id for t in round_trips(size, None)]
-    for module, function in (("loads", "load_ids"), ("model", "model_ids"), ("serving", "serving_ids")):
-        try:
-            made = __import__(f"dsv3.conformance.{module}", fromlist=[function])
-        except ImportError:
-            continue
-        found += getattr(made, function)(size)
+    found += [*ALL_IDS, *model_ids(size), *serving_ids(size)]
     return sorted(found)
 
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import re
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,115 +14,8 @@ import pytest
 import dsv3
 import dsv3.conformance
 from dsv3.cli import main
-from dsv3.dispatch.choose import choose
-from dsv3.dispatch.select import Catalogue
-from dsv3.dispatch.tune import TuneReport, tune
-from dsv3.dispatch.tuning import Database
-from dsv3.errors import BackendUnavailable
-from dsv3.loading import calls
-from tests.support.plugins import good, write_plugin
-
-KERNELS = """
-import time
-from dsv3 import ops
-
-calls = []
-
-def slow(x, weight, eps):
-    time.sleep(0.005)
-    return ops.rms_norm(x, weight, eps)
-
-def fast(x, weight, eps):
-    calls.append("fast")
-    return ops.rms_norm(x, weight, eps)
-
-def wrong(x, weight, eps):
-    calls.append("wrong")
-    return x
-
-def raises(x, weight, eps):
-    raise RuntimeError("no such instruction")
-
-def scribbles(x, weight, eps):
-    y = ops.rms_norm(x, weight, eps)
-    x.zero_()
-    return y
-
-def tiled(x, weight, eps, config):
-    calls.append(config["BLOCK"])
-    time.sleep(config["SLEEP"])
-    return ops.rms_norm(x, weight, eps) * (1 if config.get("RIGHT", True) else 2)
-
-def turned(x, w):
-    assert w.layout == "turned"
-    return x @ w.tensors["weight"]
-
-def plain(x, w):
-    time.sleep(0.005)
-    return ops.quant_linear(x, w)
-
-def linear(x, weight, bias=None):
-    calls.append("linear")
-    return ops.linear(x, weight, bias)
-"""
-BACKEND = """
-version = "{version}"
-def devices(self, emulate=None):
-    return [Device("cpu", emulate if emulate not in (None, "default") else "cpu_1", memory={memory}, emulated=bool(emulate))]
-def probe(self, device):
-    return Probe("usable", Capability(dtypes=frozenset({{"float32"}}), limits={{"compute_units": {units}}}))
-def kernels(self, device):
-    T = "dsv3_acme_kernels:"
-    return [{kernels}]
-def prepare(self, weight, layout, device):
-    import dataclasses
-    if layout != "turned":
-        return super().prepare(weight, layout, device)
-    return dataclasses.replace(weight, layout=layout, tensors={{"weight": weight.tensors["weight"].T.contiguous()}})
-"""
-THREE = (
-    "Kernel('rms_norm', 'slow', T + 'slow', priority=5), Kernel('rms_norm', 'fast', T + 'fast'),"
-    "Kernel('rms_norm', 'wrong', T + 'wrong', priority=9)"
-)
-OPTIONS: dict[str, Any] = {"backend": "acme", "dtype": "float32", "quant": "none"}
-FLAGS = ["--backend", "acme", "--dtype", "float32", "--quant", "none"]
-Install = Callable[..., Any]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Install backend "acme" anew, with these kernels, version, memory and code; returns its kernel module."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setenv("DSV3_TUNING_DIR", str(tmp_path / "tuning"))
-    monkeypatch.setattr("dsv3.dispatch.tune_measure.SECONDS", 0.005)
-    monkeypatch.setattr("dsv3.dispatch.tune_plan.MOST_TOKENS", 4)
-    monkeypatch.setattr("dsv3.dispatch.tuned.MOST_TOKENS", 4)
-
-    def build(kernels: str = THREE, code: str = "", version: str = "1", memory: int = 0, units: int = 4) -> Any:
-        body = BACKEND.format(kernels=kernels, version=version, memory=memory, units=units)
-        write_plugin(tmp_path, "acme", good("acme", body=body))
-        (tmp_path / "dsv3_acme_kernels.py").write_text(KERNELS + code)
-        for loaded in ("dsv3_acme", "dsv3_acme_kernels"):
-            sys.modules.pop(loaded, None)
-        importlib.invalidate_caches()
-        return importlib.import_module("dsv3_acme_kernels")
-
-    return build
-
-
-def run(tmp_path: Path, budget_s: float = 60.0, emulate: str | bool = False, **options: Any) -> TuneReport:
-    source, sites = calls("demo", emulate=emulate, **OPTIONS)
-    folder = tmp_path / "tuning"
-    return tune(Catalogue(source, folder), sites, Database(folder, source.device.arch), budget_s=budget_s, **options)
-
-
-def chosen(op: str = "rms_norm", **options: Any) -> dict[str, Any]:
-    found: dict[str, Any] = dsv3.load("demo", **OPTIONS, device="meta", **options).placement().to_json()["ops"][op]
-    return found
-
-
-def notes(**options: Any) -> str:
-    return "\n".join(dsv3.load("demo", **OPTIONS, device="meta", **options).placement().to_json()["notes"])
+from dsv3.dispatch.tuning.database import Database
+from tests.support.tuning import FLAGS, OPTIONS, THREE, Install, chosen, install, notes, run  # noqa: F401
 
 
 def test_after_tuning_the_fast_right_kernel_runs_and_explain_shows_its_cost(
@@ -199,7 +89,7 @@ def test_stale_measurements_are_ignored_counted_and_named(install: Install, tmp_
 def test_stale_by_torch_version(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install()
     run(tmp_path)
-    monkeypatch.setattr("dsv3.dispatch.fingerprint._version", lambda package: "0.1")
+    monkeypatch.setattr("dsv3.dispatch.tuning.fingerprint._version", lambda package: "0.1")
     assert re.search(r"ignored: torch version was [\d.]+\S*, is 0\.1", notes())
 
 
@@ -322,120 +212,3 @@ def test_loading_measures_nothing_and_reads_the_file_once(
     dsv3.load("demo", **OPTIONS)
     assert kernels.calls == [] and reads == [str(tmp_path / "tuning" / "cpu_1.jsonl")]
     assert set(os.listdir(tmp_path / "tuning")) == {"cpu_1.jsonl", "cpu_1.lock"}
-
-
-CONFIGURED = "Kernel('rms_norm', 'tiled', T + 'tiled', configs='dsv3_acme_data:tiled.json')"
-
-
-def table(tmp_path: Path, *configs: Any, **changes: Any) -> None:
-    (tmp_path / "dsv3_acme_data").mkdir(exist_ok=True)
-    (tmp_path / "dsv3_acme_data" / "__init__.py").write_text("")
-    whole = {"op": "rms_norm", "configs": list(configs), **changes}
-    (tmp_path / "dsv3_acme_data" / "tiled.json").write_text(json.dumps(whole))
-    _forget()
-
-
-def _forget() -> None:
-    from dsv3.dispatch import configs
-
-    configs._read.cache_clear()
-    sys.modules.pop("dsv3_acme_data", None)
-    importlib.invalidate_caches()
-
-
-def test_a_kernel_gets_the_first_configuration_that_matches_until_another_is_measured_faster(
-    install: Install, tmp_path: Path
-) -> None:
-    table(
-        tmp_path,
-        {"arch": ["elsewhere"], "config": {"BLOCK": 1, "SLEEP": 0}},
-        {"when": {"T": [1, 2], "D": [256, 256]}, "config": {"BLOCK": 2, "SLEEP": 0.005}},
-        {"config": {"BLOCK": 3, "SLEEP": 0.006}},
-        {"arch": ["cpu_1"], "config": {"BLOCK": 4, "SLEEP": 0}},
-        {"config": {"BLOCK": 5, "SLEEP": 0, "RIGHT": False}},
-    )
-    kernels = install(CONFIGURED)
-    found = {(c["span"], c["config"]["BLOCK"]) for c in chosen()["choices"]}
-    assert found == {("1-2", 2), ("1-2", 3), (">=3", 3)}  # the norm of the latents is 128 wide
-    dsv3.load("demo", **OPTIONS).logits([1, 2])
-    assert set(kernels.calls) == {2, 3}
-    report = run(tmp_path)
-    assert {r.candidate.config["BLOCK"] for _, r in report.wrong if r.candidate.config} == {5}
-    assert {row.winner.name for row in report.rows if row.winner} == {"acme.tiled (BLOCK=4, SLEEP=0)"}
-    assert {c["config"]["BLOCK"] for c in chosen()["choices"]} == {4} and "config BLOCK=4, SLEEP=0" in chosen()["why"]
-    kernels.calls.clear()
-    dsv3.load("demo", **OPTIONS).logits([1, 2])
-    assert set(kernels.calls) == {4}
-    table(tmp_path, {"config": {"BLOCK": 4, "SLEEP": 0}}, {"config": {"BLOCK": 6, "SLEEP": 0}})
-    assert "the kernel's source changed" in notes()
-
-
-def test_a_kernel_without_a_configuration_for_the_device_is_not_eligible(install: Install, tmp_path: Path) -> None:
-    table(tmp_path, {"arch": ["elsewhere"], "config": {"BLOCK": 1, "SLEEP": 0}})
-    install(CONFIGURED)
-    found = chosen()
-    assert found["chosen"] == "reference.torch"
-    assert any("dsv3_acme_data:tiled.json has no configuration for cpu_1" in r["reason"] for r in found["rejected"])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"op": "rms_nrom"}, r"key 'op': expected 'rms_norm', found 'rms_nrom'"),
-        ({"configs": []}, r"key 'configs': expected a list with at least one entry"),
-        ({"config": []}, r"key 'config': expected op or configs; did you mean 'configs'"),
-        ({"configs": [{"confg": {}}]}, r"configs\[0\]\.confg: expected one of arch, when, config"),
-        ({"configs": [{"config": {"A": [1]}}]}, r"configs\[0\]\.config\.A: expected a number, a string or a boolean"),
-        ({"configs": [{"config": {}, "arch": "sm_90"}]}, r"configs\[0\]\.arch: expected a list of architectures"),
-        ({"configs": [{"config": {}, "when": {"K": [1, 2]}}]}, r"configs\[0\]\.when\.K: expected a dimension of rms_norm"),
-        (
-            {"configs": [{"config": {}}, {"config": {}, "when": {"T": [4, 2]}}]},
-            r"configs\[1\]\.when\.T: expected \[first, last\]",
-        ),
-    ],
-)
-def test_a_mistake_in_a_table_is_named_with_file_and_key(
-    install: Install, tmp_path: Path, changes: dict[str, Any], message: str
-) -> None:
-    table(tmp_path, {"config": {}}, **changes)
-    install(CONFIGURED)
-    with pytest.raises(BackendUnavailable, match=message) as caught:
-        chosen()
-    assert "dsv3_acme_data:tiled.json" in str(caught.value) and "acme.tiled" in str(caught.value)
-
-
-def test_a_table_that_is_missing_or_a_function_without_config_rejects_the_backend(install: Install, tmp_path: Path) -> None:
-    install(CONFIGURED.replace("dsv3_acme_data:tiled.json", "no_such_table"))
-    with pytest.raises(BackendUnavailable, match=r"configs/kernels/no_such_table\.json"):
-        chosen()
-    table(tmp_path, {"config": {}})
-    install(CONFIGURED.replace("T + 'tiled'", "T + 'fast'"))
-    with pytest.raises(BackendUnavailable, match="because the kernel has configs, the keyword config"):
-        chosen()
-
-
-def test_source_and_calls_are_those_of_load(install: Install) -> None:
-    install()
-    source, sites = calls("demo", **OPTIONS)
-    assert source.name == choose("acme", None, None).name and any(site.op == "rms_norm" for site in sites.all)
-
-
-def test_conformance_runs_a_kernel_with_the_configuration_of_each_call(install: Install, tmp_path: Path) -> None:
-    table(tmp_path, {"when": {"T": [1, 1]}, "config": {"BLOCK": 1, "SLEEP": 0}}, {"config": {"BLOCK": 2, "SLEEP": 0}})
-    kernels = install(CONFIGURED)
-    report = dsv3.conformance.run("acme", ops=["rms_norm"], size="quick")
-    mine = [case for case in report.cases if case.kernel == "acme.tiled" and case.status != "absent"]
-    assert mine and not report.failed and set(kernels.calls) == {1, 2}
-
-
-def test_a_selection_carries_the_configurations_to_workers(install: Install, tmp_path: Path) -> None:
-    table(tmp_path, {"config": {"BLOCK": 1, "SLEEP": 0.005}}, {"config": {"BLOCK": 2, "SLEEP": 0}})
-    kernels = install(CONFIGURED)
-    run(tmp_path)
-    selection = json.loads(json.dumps(dsv3.load("demo", **OPTIONS, device="meta").placement().selection()))
-    for file in (tmp_path / "tuning").iterdir():
-        file.unlink()  # a worker on another machine has measured nothing
-    kernels.calls.clear()
-    model = dsv3.load("demo", **OPTIONS, selection=selection)
-    model.logits([1, 2])
-    assert set(kernels.calls) == {2}

@@ -10,8 +10,8 @@ import torch
 from dsv3.budget import judge
 from dsv3.budget.tensors import clone_cache, map_tensors
 from dsv3.dispatch.site import Example
-from dsv3.dispatch.tune_inputs import Inputs
-from dsv3.dispatch.tune_plan import _distinct
+from dsv3.dispatch.tuning.inputs import Inputs
+from dsv3.dispatch.tuning.plan import _distinct
 from dsv3.loading import calls
 from dsv3.ops import spec
 from dsv3.plugin import KvDType, Quant

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsv3.dispatch.tuning import Database, Record
+from dsv3.dispatch.tuning.database import Database, Record
 from dsv3.errors import UsageError
 from dsv3.settings import resolve, tuning_folder
 
@@ -91,7 +91,7 @@ def test_reading_never_fails_for_what_the_file_holds(tmp_path_factory: pytest.Te
 _WRITER = """
 import json, sys
 from pathlib import Path
-from dsv3.dispatch.tuning import Database, Record
+from dsv3.dispatch.tuning.database import Database, Record
 made = json.loads(sys.argv[3])
 for i in range(25):
     key = {**made["key"], "kernel": f"acme.{sys.argv[2]}_{i}"}

@@ -24,7 +24,7 @@ _ROUTING = (
 
 
 def _routing(logits: Approx, a: Arguments) -> Routing:
-    return Routing("weights", logits.value, logits.radius, a["bias"], *(a[p] for p in _PARTS), logits.w)
+    return Routing("weights", logits.value, logits.radius, a["bias"], w=logits.w, **{p: a[p] for p in _PARTS})
 
 
 @rule("grouped_topk", text=f"{_ROUTING}.")

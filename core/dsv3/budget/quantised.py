@@ -65,18 +65,24 @@ class Quantised(Expectation):
         groups = -(-x.shape[1] // width)
         return torch.nn.functional.pad(x, (0, groups * width - x.shape[1])).view(x.shape[0], groups, width)
 
-    def _scale(self, s: Tensor, radius: Tensor) -> Finding:
+    def scale_range(self, radius: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest legal scale of each group, values being known within a radius."""
         size = self.value.value.abs()
         low = self._groups((size - radius).clamp_min(0)).amax(dim=-1).clamp_min(self.floor) / self.largest
         high = self._groups(size + radius).amax(dim=-1).clamp_min(self.floor) / self.largest
         low, high = low * (1 - _DIVISION), high * (1 + _DIVISION)
-        nan = torch.isnan(self._groups(self.value.value)).any(dim=-1)
         if self.scale_fmt == "ue8m0":
-            mantissa, _ = torch.frexp(s)
             # A quotient that is a power of two comes out exactly, divided or multiplied by the reciprocal: 448 = 7 * 2^6.
             plain = self._groups(size).amax(dim=-1).clamp_min(self.floor) / self.largest
             sure = (torch.frexp(plain)[0] == 0.5) & (self._groups(radius).amax(dim=-1) == 0)
             low, high = (power_of_two_at_least(torch.where(sure, plain, end)) for end in (low, high))
+        return low, high
+
+    def _scale(self, s: Tensor, radius: Tensor) -> Finding:
+        low, high = self.scale_range(radius)
+        nan = torch.isnan(self._groups(self.value.value)).any(dim=-1)
+        if self.scale_fmt == "ue8m0":
+            mantissa, _ = torch.frexp(s)
             odd = (mantissa != 0.5) & ~nan
             if bool(odd.any()):
                 at = int(odd.flatten().to(torch.int8).argmax())

@@ -15,6 +15,7 @@ COMMANDS = {
     "run": ("run", "generate text from a prompt"),
     "probe": ("probe", "list backends and devices, and what is wrong with those that cannot be used"),
     "explain": ("explain", "show which kernel runs an operator, and why not the others"),
+    "conformance": ("conformance", "prove that a backend's kernels are right, or find out where they are not"),
     "plugin": ("plugin", "start a backend of your own, or check the installed ones"),
     "export": ("export", "write a model in another format: ONNX graphs with their weights"),
     "tune": ("tune", "measure a model's kernels on this machine, and use the fastest right ones from then on"),
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _run(made["run"])
     made["probe"].add_argument("--json", action="store_true", help="machine-readable output")
     _explain(made["explain"])
+    _conformance(made["conformance"])
     _plugin(made["plugin"])
     _export(made["export"])
     _tune(made["tune"])
@@ -97,6 +99,26 @@ def _explain(parser: argparse.ArgumentParser) -> None:
     _placement(parser)
     parser.add_argument("--tokens", type=int, metavar="N", help="only for steps of N tokens")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
+
+
+def _conformance(parser: argparse.ArgumentParser) -> None:
+    text = "run (the default); export DIR: write the cases as ONNX test vectors; verify FILE: check a certificate"
+    parser.add_argument("action", nargs="?", choices=["run", "export", "verify"], default="run", help=text)
+    parser.add_argument("path", nargs="?", metavar="PATH", help="the folder of export, the certificate of verify")
+    _setting(parser, "backend")
+    parser.add_argument(
+        "--level", default="L1", metavar="L0..L3", help="L0 loads, L1 operators, L2 model, L3 serving (default: L1)"
+    )
+    parser.add_argument("--ops", metavar="A,B", help="only these operators, at level L1")
+    parser.add_argument("--cases", metavar="GLOB", help="only cases whose id matches")
+    parser.add_argument("--size", metavar="quick|small|full", help="how many cases (default: full; export: quick)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the data (default: 0)")
+    parser.add_argument("--emulate", nargs="?", const=True, metavar="ARCH", help="the backend's kernels without its device")
+    parser.add_argument("--waivers", metavar="FILE", help="lines of: case-id  reason  url")
+    parser.add_argument("--report", metavar="DIR", help="write JUnit, JSONL, SUPPORT.md, an HTML page, a certificate there")
+    parser.add_argument("--fail-fast", action="store_true", help="end at the first failure")
+    parser.add_argument("--verbose", action="store_true", help="list every case")
+    _setting(parser, "threads")
 
 
 def _plugin(parser: argparse.ArgumentParser) -> None:

@@ -67,7 +67,7 @@ def _measured(entry: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def _tuning() -> dict[str, Any]:
-    from dsv3.dispatch.tuning_status import status
+    from dsv3.dispatch.tuning.status import status
 
     try:
         folder = tuning_folder()

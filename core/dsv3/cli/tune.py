@@ -13,8 +13,8 @@ from dsv3.settings import tuning_folder
 
 if TYPE_CHECKING:
     from dsv3.dispatch.select import Catalogue
-    from dsv3.dispatch.tune import Row, TuneReport
-    from dsv3.dispatch.tuning import Database
+    from dsv3.dispatch.tuning.database import Database
+    from dsv3.dispatch.tuning.tune import Row, TuneReport
 
 _NAMES = ("backend", "device", "dtype", "quant", "kv_dtype")
 _SHOWN, _REASONS = 200, 10  # lines of the table, of reasons below it
@@ -28,7 +28,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     from dsv3.dispatch.choose import choose
     from dsv3.dispatch.select import Catalogue
-    from dsv3.dispatch.tuning import Database
+    from dsv3.dispatch.tuning.database import Database
     from dsv3.loading import calls
 
     folder = tuning_folder(settings["tuning_dir"])
@@ -60,7 +60,7 @@ def _operators(text: str | None) -> list[str]:
 
 
 def _tune(catalogue: Catalogue, sites: Any, database: Database, budget_s: float, ops: list[str]) -> int:
-    from dsv3.dispatch.tune import tune
+    from dsv3.dispatch.tuning.tune import tune
 
     print(f"dsv3: tuning {catalogue.source.name} on {catalogue.source.device} for {budget_s:g} s", file=sys.stderr)
     for note in catalogue.tuned.notes if catalogue.tuned is not None else ():
@@ -93,7 +93,7 @@ def _text(report: TuneReport) -> str:
 
 def _skipped(report: TuneReport) -> list[str]:
     """The calls that were left out, with the first reason of each."""
-    from dsv3.dispatch.tune import label
+    from dsv3.dispatch.tuning.tune import label
 
     reasons: dict[str, list[str]] = {}
     for task, reason in report.skipped:
@@ -106,7 +106,7 @@ def _skipped(report: TuneReport) -> list[str]:
 
 def _wrong(report: TuneReport) -> list[str]:
     """The wrong candidates, with the first fault of each for a call."""
-    from dsv3.dispatch.tune import label
+    from dsv3.dispatch.tuning.tune import label
 
     faults: dict[str, list[str]] = {}
     for task, result in report.wrong:
@@ -116,7 +116,7 @@ def _wrong(report: TuneReport) -> list[str]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    from dsv3.dispatch.tune import label
+    from dsv3.dispatch.tuning.tune import label
 
     call, _, tokens = label(row.task).rpartition(", ")
     times = ", ".join(f"{r.name} {'WRONG' if r.median_us is None else f'{r.median_us:.1f} us'}" for r in row.results)
@@ -127,7 +127,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _list(catalogue: Catalogue, database: Database, ops: list[str]) -> int:
     """The measurements that count now, and those that do not, with the reason."""
-    from dsv3.dispatch.tune import record_cells
+    from dsv3.dispatch.tuning.tune import record_cells
 
     tuned = catalogue.tuned
     assert tuned is not None

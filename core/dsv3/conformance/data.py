@@ -51,7 +51,9 @@ class Data:
     def normal(self, name: str, *shape: int) -> Tensor:
         """Nearly normal float32, mean 0, variance 1."""
         w = self.words(name, int(np.prod(shape, dtype=np.int64)))
-        total = sum(((w >> np.uint64(s)) & np.uint64(0xFFFF)).astype(np.int64) for s in (0, 16, 32, 48))
+        total = np.zeros(w.shape, np.int64)
+        for shift in (0, 16, 32, 48):
+            total += ((w >> np.uint64(shift)) & np.uint64(0xFFFF)).astype(np.int64)
         return torch.from_numpy(((total - 131070).astype(np.float32) * _NORMAL).reshape(shape))
 
     def uniform(self, name: str, *shape: int) -> Tensor:

@@ -125,9 +125,10 @@ def compare(found: Tensor, plain: Tensor, truth: Tensor, dtype: str) -> tuple[fl
     if margin <= 1:
         return margin, nmse, ""
     worst = int(row_errors(found, truth).argmax())
+    middle = len(own) // 2
     text = (
-        f"logits are off by {float(own[len(own) // 2]):.3g} (median row) and {float(own[last]):.3g} (worst, row {worst}) relative "
-        f"to float64; the reference at these formats by {float(reference[len(own) // 2]):.3g} and {float(reference[last]):.3g}"
+        f"logits are off by {float(own[middle]):.3g} (median row) and {float(own[last]):.3g} (worst, row {worst}) relative to "
+        f"float64; the reference at these formats by {float(reference[middle]):.3g} and {float(reference[last]):.3g}"
     )
     return margin, nmse, text
 

@@ -42,7 +42,7 @@ class RoundTrip:
         if not asked:
             why = refused or "no kernel for it reads a layout of its own with this scheme"
             yield CaseResult(self.id, self.op, "", "absent", 0.0, 0.0, why, repeat)
-        for (path, layout), (kernel, made) in asked.items():
+        for (path, layout), (name, made) in asked.items():
             started = time.perf_counter()
             try:
                 message = self._trip(target, path, layout, made)
@@ -50,7 +50,7 @@ class RoundTrip:
                 message = f"layout {layout!r} of {path}: raised {root_cause(error)}"
             margin = math.inf if message else 0.0
             yield CaseResult(
-                self.id, self.op, f"{target.name}.{kernel}", "failed" if message else "passed", margin, 0.0, message, repeat,
+                self.id, self.op, f"{target.name}.{name}", "failed" if message else "passed", margin, 0.0, message, repeat,
                 seconds=time.perf_counter() - started,
             )  # fmt: skip
 

@@ -7,7 +7,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dsv3.budget.verdict import Verdict
@@ -16,7 +16,7 @@ from dsv3.conformance.cases import cases_of
 from dsv3.conformance.exam import Exam
 from dsv3.conformance.result import LEVELS, SIZES, CaseResult, Level, Report, Size
 from dsv3.conformance.roundtrip import round_trips
-from dsv3.conformance.suite import header, suite_name
+from dsv3.conformance.suite import VERSION, header, suite_name
 from dsv3.conformance.target import Target, source_of
 from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.ops import spec
@@ -24,9 +24,11 @@ from dsv3.plugin import Backend, Kernel
 
 
 class Watcher(Protocol):
-    """Is told of every case before it runs."""
+    """Is told of every case before it runs, and of every result."""
 
-    def __call__(self, done: int, total: int, case: str) -> None: ...
+    def start(self, case_id: str) -> None: ...
+
+    def finish(self, result: CaseResult) -> None: ...
 
 
 @dataclass
@@ -62,6 +64,16 @@ class Plan:
         """Whether a case's id matches the filter: a glob, or the id itself."""
         return self.cases is None or case == self.cases or fnmatch.fnmatchcase(case, self.cases)
 
+    def ids(self) -> list[str]:
+        """The ids of the cases that a run has."""
+        from dsv3.conformance.report.suite import frozen, level_of
+
+        known = frozen(VERSION, self.size).ids
+        return [i for i in known if level_of(i) in self.levels and self.wants(i) and self._of_ops(i)]
+
+    def _of_ops(self, case: str) -> bool:
+        return self.ops is None or case.partition("/")[0] in self.ops
+
     def repeat(self, case: str) -> str:
         """The command that runs a case alone."""
         name = self.backend if isinstance(self.backend, str) else self.backend.name
@@ -91,8 +103,8 @@ def run(
 
     backend: a name, or a Backend instance, which runs in this process (its entry-point cases are absent). level: L0 loads, L1
     operators, L2 model, L3 serving; lower ones run too unless `ops` names operators. cases: a glob over case ids. size: "quick"
-    (for CI), "small" (what an interpreter can do), "full" (what a certificate needs). emulate: True or an architecture. waivers:
-    a file of `case-id  reason  url` lines. report: a folder that the reports are written to. watch: told of progress.
+    (for CI), "small" (what an interpreter can do), "full" (what a certificate needs). emulate: True or an architecture.
+    waivers: a file of `case-id  reason  url` lines. report: a folder that the reports are written to. watch: told of progress.
     fail_fast: end at the first case that fails.
 
     Raises UsageError for unknown words, BackendUnavailable if the backend cannot be had.
@@ -107,29 +119,30 @@ def run(
             from dsv3.conformance.loads import run_loads
 
             arch = "default" if emulate is True else emulate or None
-            results += [r for r in run_loads(backend, arch) if plan.wants(r.id)]
+            found: Iterable[CaseResult] = [r for r in run_loads(backend, arch) if plan.wants(r.id)]
         else:
             target = target or Target(source_of(backend, emulate))
-            for result in _level(one, plan, target):
-                results.append(result)
-                if fail_fast and result.status == "failed":
-                    break
+            found = _level(one, plan, target)
+        for result in found:
+            results.append(result)
+            if watch:
+                watch.finish(result)
+            if fail_fast and result.status == "failed":
+                break
         if fail_fast and any(r.status == "failed" for r in results):
             break
-    found = Report(results, suite_name(size))
     info = header(plan, target, results, time.perf_counter() - started)
-    found = replace(found, info=info)
+    made = Report(results, suite_name(size), info)
     if waivers is not None:
         from dsv3.conformance.waivers import apply, read
 
-        waived, unmatched, passes = apply(found.cases, read(waivers))
-        info = {**info, "unmatched_waivers": unmatched, "unexpected_passes": passes}
-        found = replace(found, cases=waived, info=info)
+        waived, unmatched, passes = apply(made.cases, read(waivers))
+        made = Report(waived, made.suite, {**info, "unmatched_waivers": unmatched, "unexpected_passes": passes})
     if report is not None:
         from dsv3.conformance.report import write_all
 
-        write_all(found, report)
-    return found
+        write_all(made, report)
+    return made
 
 
 def _level(level: Level, plan: Plan, target: Target) -> Iterator[CaseResult]:
@@ -152,9 +165,9 @@ def _named(level: Level, plan: Plan, target: Target, checks: Iterable[tuple[str,
     from dsv3.dispatch.guard import root_cause
 
     wanted = [(case, check) for case, check in checks if plan.wants(case)]
-    for done, (case, check) in enumerate(wanted):
+    for case, check in wanted:
         if plan.watch:
-            plan.watch(done, len(wanted), case)
+            plan.watch.start(case)
         started = time.perf_counter()
         try:
             answer = check(target, plan.seed)
@@ -171,18 +184,17 @@ def _operators(plan: Plan, target: Target) -> Iterator[CaseResult]:
     """Level 1. Every case gives one result per kernel, or one that is absent."""
     wanted = [c for c in cases_of(plan.size, plan.ops) if plan.wants(c.id)]
     trips = [t for t in round_trips(plan.size, plan.ops) if plan.wants(t.id)]
-    total = len(wanted) + len(trips)
-    for done, case in enumerate(wanted):
+    for case in wanted:
         if plan.watch:
-            plan.watch(done, total, case.id)
+            plan.watch.start(case.id)
         kernels = target.kernels(case.op)
         if not kernels:
             yield _absent(plan, case.id, case.op, "", f"the backend offers no kernel for {case.op}")
         for kernel in kernels:
             yield _examine(plan, target, case, kernel)
-    for done, trip in enumerate(trips, len(wanted)):
+    for trip in trips:
         if plan.watch:
-            plan.watch(done, total, trip.id)
+            plan.watch.start(trip.id)
         yield from trip.results(target, plan.seed, plan.repeat(trip.id))
 
 

@@ -172,6 +172,28 @@ def _graph(r: Runs) -> Answer:
     return 0.0, 0.0, ""
 
 
+def _host_sync(r: Runs) -> Answer:
+    """A decode step does not wait for the device: only CUDA and ROCm builds of torch can watch for that."""
+    if r.model.device.type != "cuda":
+        return f"torch cannot watch for synchronisation on {r.model.device.type}"
+    if why := _lacking(r.model, "graph_safe"):
+        return why
+    cache = r.model.new_cache([64])
+    r.model.forward(cache, [Run(0, r.ids[:20], 0)], False)
+    bucket = r.model.placement().binding.bucket
+    steps = [cache.step([Run(0, [r.ids[20 + i]], 20 + i)], bucket, True) for i in range(2)]
+    with torch.inference_mode():
+        r.model.graph.forward(steps[0], cache.layers)  # whatever compiles at the first call may wait
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            r.model.graph.forward(steps[1], cache.layers)
+        except RuntimeError as error:
+            return math.inf, 0.0, f"a decode step waits for the device: {error}"
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return 0.0, 0.0, ""
+
+
 CHECKS: tuple[tuple[str, Callable[[Runs], Answer]], ...] = (
     ("determinism", _determinism),
     ("batch-invariance", _invariance),
@@ -180,6 +202,7 @@ CHECKS: tuple[tuple[str, Callable[[Runs], Answer]], ...] = (
     ("long-context", _long),
     ("memory", _memory),
     ("graph-replay", _graph),
+    ("host-sync", _host_sync),
 )
 
 

@@ -10,9 +10,9 @@ from dsv3.dispatch.check import Checker
 from dsv3.dispatch.decision import CANONICAL, Binding, Decision, Layout
 from dsv3.dispatch.firstcall import Assembly
 from dsv3.dispatch.node import Node
-from dsv3.dispatch.order import why_not, why_taken
 from dsv3.dispatch.select import Bucket, Candidate, Catalogue, NoKernel, bucket_edges, buckets
 from dsv3.dispatch.site import Sites, examples
+from dsv3.dispatch.tuning.order import why_not, why_taken
 from dsv3.errors import BackendUnavailable
 from dsv3.ops import spec
 from dsv3.plugin import Backend, Prepared

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Any
 from dsv3.dispatch.canonical import PerWeight, unprepared, with_canonical
 from dsv3.dispatch.decision import CANONICAL, Binding, Decision, Quarantine
 from dsv3.dispatch.failure import failed, remedy_for, same_error, shapes_of
-from dsv3.dispatch.fingerprint import config_id
 from dsv3.dispatch.guard import root_cause
 from dsv3.dispatch.node import Node
 from dsv3.dispatch.registration import resolve
 from dsv3.dispatch.select import Bucket, Candidate, NoKernel
 from dsv3.dispatch.site import switch_key, switch_on
+from dsv3.dispatch.tuning.fingerprint import config_id
 from dsv3.errors import Dsv3Error, KernelWarning
 from dsv3.ops import spec
 from dsv3.plugin import Backend

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from dsv3.dispatch.choose import Source
 from dsv3.dispatch.configs import Config, ConfigTable, config_table
-from dsv3.dispatch.fingerprint import config_id
 from dsv3.dispatch.guard import CALL_LIMIT_S, guarded, root_cause
-from dsv3.dispatch.order import by_cost
 from dsv3.dispatch.registration import load_target, registered_kernels
 from dsv3.dispatch.site import Example
-from dsv3.dispatch.tuned import Cost, Tuned, read_tuned
+from dsv3.dispatch.tuning.fingerprint import config_id
+from dsv3.dispatch.tuning.order import by_cost
+from dsv3.dispatch.tuning.tuned import Cost, Tuned, read_tuned
 from dsv3.errors import BackendUnavailable
 from dsv3.ops import spec
 from dsv3.plugin import Call, Kernel

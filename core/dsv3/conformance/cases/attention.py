@@ -80,7 +80,8 @@ def _decode() -> Iterator[Case]:
             t = sum(counts) + extra
             loud = 8.0 if kind == "loud" else 1.0
             return {
-                "q_c": (d.normal("q_c", t, heads, rank) * loud).to(dtype), "q_pe": (d.normal("q_pe", t, heads, rope) * loud).to(dtype),
+                "q_c": (d.normal("q_c", t, heads, rank) * loud).to(dtype),
+                "q_pe": (d.normal("q_pe", t, heads, rope) * loud).to(dtype),
                 "cache": cache, "block_table": block_table, "seq_lens": index(seq, wide),
                 "cu_q": index(torch.tensor([0, *counts]).cumsum(0), wide), "max_q": max(counts),
                 "max_k": max(max(n - start, 0) for n in seq), "scale": scale or (rank / 4 + rope) ** -0.5, "start": start,
@@ -89,10 +90,11 @@ def _decode() -> Iterator[Case]:
         return arguments
 
     for kv in KV:
-        fp8 = {"kv": "fp8"} if kv == "fp8" else {}
+        fp8: dict[str, Any] = {"kv": kv} if kv == "fp8" else {}
         shapes: tuple[tuple[str, str, int, int, int, Size], ...] = (
             ("1", "1", 2, 32, 8, "quick"), ("1", "1.p-1.p.p+1", 3, 64, 8, "quick"), ("2", "2.p.p+1.2p", 2, 48, 16, "quick"),
-            ("1.4.0.2", "5.2p+3.7.p+1", 4, 160, 8, "quick"), ("3", "3.9", 1, 100, 10, "small"), ("1", "3p-1.2", 16, 32, 8, "small"),
+            ("1.4.0.2", "5.2p+3.7.p+1", 4, 160, 8, "quick"), ("3", "3.9", 1, 100, 10, "small"),
+            ("1", "3p-1.2", 16, 32, 8, "small"),
             ("5", "p+2.p-1", 2, 129, 6, "small"), ("1", "4.4.4.4.4.4", 2, 32, 4, "small"), ("1", "2p+5", 2, 512, 64, "small"),
             ("1.2", "p+1.9", 16, 512, 64, "small"),
             ("1", "4097.1.300", 16, 512, 64, "full"), ("2", "600.129", 128, 512, 64, "full"),
@@ -104,7 +106,7 @@ def _decode() -> Iterator[Case]:
             made = make(queries, spec, 2, 64, 8, kv, start=1)
             yield from each("mla_decode", f"{kv}/q{queries}/len-{spec}/start1", made, "quick", **fp8)
         for name, how in (("ordered", {"order": "ordered"}), ("shared", {"shared": True}), ("garbage", {"order": "garbage"})):
-            made = make("1", "p+3.2p.p", 2, 64, 8, kv, **how)  # type: ignore[arg-type]
+            made = make("1", "p+3.2p.p", 2, 64, 8, kv, **how)
             yield from each("mla_decode", f"{kv}/q1/len-p+3.2p.p/{name}", made, "quick", **fp8)
         for kind in ("loud",):
             yield from each(

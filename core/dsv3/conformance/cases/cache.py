@@ -27,8 +27,8 @@ def cases() -> Iterator[Case]:
 
 
 def slots_of(d: Data, kind: str, t: int, capacity: int) -> Tensor:
-    """Distinct slots int64 [t] in a cache of this capacity. "ordered", "shuffled", "skip" (some -1, the first among them), "none"
-    (all -1), "edges" (first and last of pages)."""
+    """Distinct slots int64 [t] in a cache of this capacity: "ordered", "shuffled", "skip" (some -1, the first among them), or
+    "none" (all -1)."""
     if kind == "ordered":
         return torch.arange(t) + 3
     order = d.permutation("slots", capacity)[:t]
@@ -65,7 +65,7 @@ def _write() -> Iterator[Case]:
         return arguments
 
     for kv in KV:
-        fp8 = {"kv": "fp8"} if kv == "fp8" else {}
+        fp8: dict[str, Any] = {"kv": kv} if kv == "fp8" else {}
         for t, rank, rope, size in ((1, 32, 8, "quick"), (5, 160, 16, "quick"), (0, 64, 8, "quick"), (65, 129, 10, "small"),
                                     (3, 512, 64, "small"), (129, 100, 4, "small"), (4097, 512, 64, "full")):  # fmt: skip
             for slots in ("shuffled", "skip"):
@@ -90,8 +90,8 @@ def lengths(spec: str, page: int) -> list[int]:
 
 
 def filled(
-    d: Data, kv: str, dtype: torch.dtype, s: Setting, rank: int, rope: int, seq: Sequence[int], start: int = 0, order: str = "shuffled",
-    shared: bool = False, kind: str = "normal",
+    d: Data, kv: str, dtype: torch.dtype, s: Setting, rank: int, rope: int, seq: Sequence[int], start: int = 0,
+    order: str = "shuffled", shared: bool = False, kind: str = "normal",
 ) -> tuple[LatentCache, Tensor]:  # fmt: skip
     """A cache that holds sequences of these lengths, NaN everywhere else, and their block table.
 
@@ -134,7 +134,7 @@ def _gather() -> Iterator[Case]:
         return arguments
 
     for kv in KV:
-        fp8 = {"kv": "fp8"} if kv == "fp8" else {}
+        fp8: dict[str, Any] = {"kv": kv} if kv == "fp8" else {}
         for name in ("1", "p-1.p.p+1", "0.5.0.2p", "7.1.3p+2", "0"):
             size: Size = "quick" if name in ("1", "p-1.p.p+1") else "small"
             for start in (0, 1):
@@ -162,7 +162,7 @@ def _rope_write() -> Iterator[Case]:
         return arguments
 
     for kv in KV:
-        fp8 = {"kv": "fp8"} if kv == "fp8" else {}
+        fp8: dict[str, Any] = {"kv": kv} if kv == "fp8" else {}
         for t, heads, rank, rope in ((1, 2, 32, 8), (5, 3, 160, 16), (0, 2, 32, 8), (33, 16, 100, 10)):
             for slots in ("shuffled", "skip"):
                 size: Size = "quick" if t <= 5 else "small"
@@ -204,5 +204,5 @@ def _prolog() -> Iterator[Case]:
                     continue
                 size: Size = "quick" if t <= 1 and quant in ("none", "fp8-w8a8") else "small"
                 text = f"{name}/{kv}-t{t}-h{heads}-q{lora}/{slots}"
-                fp8 = {"kv": "fp8"} if kv == "fp8" else {}
-                yield from each("mla_prolog", text, make(t, heads, lora, quant, fmt, kv, slots), size, **fp8)
+                more: dict[str, Any] = {"kv": kv} if kv == "fp8" else {}
+                yield from each("mla_prolog", text, make(t, heads, lora, quant, fmt, kv, slots), size, **more)

@@ -46,8 +46,8 @@ def _rms_norm() -> Iterator[Case]:
     for t, width, size in ROWS:
         yield from each("rms_norm", f"t{t}-d{width}/normal", make(t, width, "normal"), size)
     for distribution in ("outliers", "zeros", "onehot", "nanrow", "integers"):
-        size: Size = "quick" if distribution in ("outliers", "zeros") else "small"
-        yield from each("rms_norm", f"t6-d96/{distribution}", make(6, 96, distribution), size)
+        quick: Size = "quick" if distribution in ("outliers", "zeros") else "small"
+        yield from each("rms_norm", f"t6-d96/{distribution}", make(6, 96, distribution), quick)
     yield from each("rms_norm", "t5-d64/strided", make(5, 64, "normal", view=True), "quick")
     yield from each("rms_norm", "t5-d64/eps1e-5-small", make(5, 64, "normal", 1e-5, scale=2.0**-8), "quick")
     yield from each("rms_norm", "t5-d64/tiny", make(5, 64, "small"))
@@ -170,7 +170,8 @@ def _mtp() -> Iterator[Case]:
     def make(t: int, width: int, distribution: str) -> Make:
         def arguments(d: Data, dtype: torch.dtype, s: Setting) -> dict[str, Any]:
             return {
-                "embedding": d.real("e", distribution, t, width).to(dtype) * 0.1, "hidden": d.normal("h", t, width).to(dtype) * 4,
+                "embedding": d.real("e", distribution, t, width).to(dtype) * 0.1,
+                "hidden": d.normal("h", t, width).to(dtype) * 4,
                 "enorm": norm_weight(d, "en", width, dtype), "hnorm": norm_weight(d, "hn", width, dtype),
                 "eh_proj": (d.normal("w", width, 2 * width) / width**0.5).to(dtype), "eps": 1e-6,
             }  # fmt: skip

@@ -128,7 +128,8 @@ def _block_scaled() -> Iterator[Case]:
             return {
                 "a": _codes(d, "a", encoding, plain, t, k), "a_scale": _scales(d, "as", distribution, t, blocks(k)),
                 "b": _codes(d, "wb", encoding, _of(plain) if plain != "max" else "max", n, k),
-                "b_scale": _scales(d, "bs", distribution.replace("tiny-scales", "normal"), blocks(n), blocks(k)), "out_dtype": out,
+                "b_scale": _scales(d, "bs", distribution.replace("tiny-scales", "normal"), blocks(n), blocks(k)),
+                "out_dtype": out,
             }  # fmt: skip
 
         return arguments
@@ -139,7 +140,7 @@ def _block_scaled() -> Iterator[Case]:
     for distribution in ("outliers", "integers", "onehot", "max", "zeros", "tiny-scales", "cancelling", "positive"):
         for tag, out in (("f32", "float32"), ("bf16", "bfloat16")):
             name, size = f"t9-n200-k520/{distribution}", "quick" if distribution in ("integers", "outliers") else "small"
-            yield Case("block_scaled_mm", name, tag, make(9, 200, 520, distribution, out), size)  # type: ignore[arg-type]
+            yield Case("block_scaled_mm", name, tag, make(9, 200, 520, distribution, out), size)
     for t, n, k in ((5, 200, 300), (1, 128, 256)):
         for tag, out in (("f32", "float32"), ("bf16", "bfloat16")):
             fnuz = make(t, n, k, "normal", out, "float8_e4m3fnuz")

@@ -35,7 +35,8 @@ def _values(distribution: str) -> Any:
         x = d.real("x", distribution, t, k)
         if distribution == "normal" and t > 1:  # rows of very different size: one scale for all is far off
             x = x * torch.exp2(d.integers("x.row", -8, 9, t, 1).float())
-        return x.to(dtype)
+        largest = min(torch.finfo(dtype).max, torch.finfo(torch.float32).max)
+        return x.clamp(-largest, largest).to(dtype)
 
     return make
 

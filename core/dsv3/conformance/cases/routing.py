@@ -75,7 +75,7 @@ def _topk() -> Iterator[Case]:
                 size: Size = "quick" if layout in ("v3", "tiny", "lite") else "small"
                 yield from each("grouped_topk", f"{layout}-{mode}/t33/normal", make(33, layout, mode, "normal"), size, ("f32",))
     for t, size in ((0, "quick"), (1, "quick"), (2, "small"), (129, "small"), (4097, "full")):
-        yield from each("grouped_topk", f"v3-noaux/t{t}/normal", make(t, "v3", "noaux", "normal"), size, ("f32",))  # type: ignore[arg-type]
+        yield from each("grouped_topk", f"v3-noaux/t{t}/normal", make(t, "v3", "noaux", "normal"), size, ("f32",))
     for kind in ("huge", "equal", "close", "negative"):
         for mode in ("noaux", "nobias", "greedy", "negative"):
             yield from each("grouped_topk", f"tiny-{mode}/t9/{kind}", make(9, "tiny", mode, kind), "quick", ("f32",))

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from dsv3.dispatch.choose import Source
 from dsv3.dispatch.configs import Config
-from dsv3.dispatch.fingerprint import Conditions, call_id, changed, config_id, describe, device_id
 from dsv3.dispatch.site import Example
-from dsv3.dispatch.tuning import Database, Record
+from dsv3.dispatch.tuning.database import Database, Record
+from dsv3.dispatch.tuning.fingerprint import Conditions, call_id, changed, config_id, describe, device_id
 from dsv3.plugin import Kernel
 
 # Steps of more tokens are not measured: they are taken to be like this one.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dsv3.dispatch.configs import text_of
 from dsv3.dispatch.site import Example
-from dsv3.dispatch.tuned import fastest, representative
+from dsv3.dispatch.tuning.tuned import fastest, representative
 
 if TYPE_CHECKING:
     from dsv3.dispatch.select import Candidate, Catalogue

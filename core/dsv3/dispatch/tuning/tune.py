@@ -15,14 +15,14 @@ from typing import Any
 
 from dsv3.dispatch.choose import torch_device
 from dsv3.dispatch.configs import text_of
-from dsv3.dispatch.fingerprint import Conditions, describe, device_id
 from dsv3.dispatch.select import Candidate, Catalogue, span_text
 from dsv3.dispatch.site import Sites
-from dsv3.dispatch.tune_inputs import Inputs
-from dsv3.dispatch.tune_measure import Bench, Measurement
-from dsv3.dispatch.tune_plan import Task, plan
-from dsv3.dispatch.tuned import fastest
-from dsv3.dispatch.tuning import Database, Record
+from dsv3.dispatch.tuning.database import Database, Record
+from dsv3.dispatch.tuning.fingerprint import Conditions, describe, device_id
+from dsv3.dispatch.tuning.inputs import Inputs
+from dsv3.dispatch.tuning.measure import Bench, Measurement
+from dsv3.dispatch.tuning.plan import Task, plan
+from dsv3.dispatch.tuning.tuned import fastest
 from dsv3.errors import BackendUnavailable
 
 # Verification keeps some things in float64 beside the inputs: more than this part of the memory would not end well.

@@ -9,7 +9,7 @@ from typing import Any
 from dsv3.dispatch.node import Node
 from dsv3.dispatch.select import UNBOUNDED, Bucket, Candidate, Catalogue, bucket_edges, buckets
 from dsv3.dispatch.site import Example, Sites, examples
-from dsv3.dispatch.tuned import MOST_TOKENS, representative
+from dsv3.dispatch.tuning.tuned import MOST_TOKENS, representative
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from dsv3.dispatch.choose import named
 from dsv3.dispatch.registration import registered_kernels
-from dsv3.dispatch.tuned import Tuned
-from dsv3.dispatch.tuning import Database, Record
+from dsv3.dispatch.tuning.database import Database, Record
+from dsv3.dispatch.tuning.tuned import Tuned
 from dsv3.errors import Dsv3Error
 
 

@@ -1,0 +1,1 @@
+"""Measured costs: the database, what of it still holds, and the command that measures."""
