@@ -18,6 +18,8 @@ from dsv3.conformance.result import LEVELS, SIZES, CaseResult, Level, Report, Si
 from dsv3.conformance.roundtrip import round_trips
 from dsv3.conformance.suite import VERSION, header, suite_name
 from dsv3.conformance.target import Target, source_of
+from dsv3.conformance.waivers import apply
+from dsv3.conformance.waivers import read as read_waivers
 from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.ops import spec
 from dsv3.plugin import Backend, Kernel
@@ -51,6 +53,8 @@ class Plan:
                 raise UsageError(f"{what} {value!r} is not one of {', '.join(known)}{nearest(str(value), known)}")
         for op in self.ops or ():
             spec(op)
+        if self.cases is not None and not isinstance(self.cases, str):
+            raise UsageError(f"cases is {self.cases!r}; expected a case id or a glob over ids")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise UsageError(f"seed is {self.seed!r}; expected an integer")
 
@@ -109,8 +113,11 @@ def run(
 
     Raises UsageError for unknown words, BackendUnavailable if the backend cannot be had.
     """
+    if isinstance(ops, str):
+        raise UsageError(f"ops is the string {ops!r}; expected a list of operator names, such as [{ops!r}]")
     plan = Plan(backend, level, None if ops is None else list(ops), cases, seed, size, emulate, watch)
     plan.check()
+    known = None if waivers is None else read_waivers(waivers)
     started = time.perf_counter()
     results: list[CaseResult] = []
     target: Target | None = None
@@ -133,10 +140,8 @@ def run(
             break
     info = header(plan, target, results, time.perf_counter() - started)
     made = Report(results, suite_name(size), info)
-    if waivers is not None:
-        from dsv3.conformance.waivers import apply, read
-
-        waived, unmatched, passes = apply(made.cases, read(waivers))
+    if known is not None:
+        waived, unmatched, passes = apply(made.cases, known)
         made = Report(waived, made.suite, {**info, "unmatched_waivers": unmatched, "unexpected_passes": passes})
     if report is not None:
         from dsv3.conformance.report import write_all

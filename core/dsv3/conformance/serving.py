@@ -79,7 +79,7 @@ def _neighbours(r: Runs) -> Answer:
     prompts = _prompts(r)
     truth = torch.stack([r.exact.logits(p)[-1] for p in prompts])
     found, plain = (torch.stack(_last_rows(m, prompts)) for m in (r.model, r.plain))
-    return compare(found, plain, truth, r.formats.dtype)
+    return compare(found, plain, truth, r.floor)
 
 
 @torch.inference_mode()
@@ -116,7 +116,7 @@ def _long(r: Runs) -> Answer:
     """Many pages, and positions far past the original context."""
     ids = Data("long", 0).integers("ids", 2, 256, 700).tolist()
     found, plain, truth = (m.logits(ids, chunk=256)[-60:] for m in (r.model, r.plain, r.exact))
-    margin, nmse, message = compare(found, plain, truth, r.formats.dtype)
+    margin, nmse, message = compare(found, plain, truth, r.floor)
     return margin, nmse, message
 
 
