@@ -13,9 +13,9 @@ from dsv3.budget.approx import Approx
 from dsv3.budget.expectation import Expectation, Finding, combine, same_values, within
 from dsv3.budget.pointwise import rotate, rotated
 from dsv3.budget.quantised import Quantised
-from dsv3.budget.rules import FACTOR, Arguments, activation_ulp, against_decomposition, real, rule
-from dsv3.budget.tensors import clone_cache
-from dsv3.budget.units import growth, half_ulp, tiny
+from dsv3.budget.rules import FACTOR, Arguments, against_decomposition, real, rule
+from dsv3.budget.tensors import clone_cache, raw_bytes
+from dsv3.budget.units import activation_ulp, half_ulp, tiny
 from dsv3.ops import kv_cache_gather as gather
 from dsv3.plugin import LatentCache
 from dsv3.quant.fp8 import BLOCK
@@ -58,7 +58,7 @@ class CacheRows(Expectation):
             old, new = getattr(self.before, name), getattr(after, name)
             if old is None:
                 continue
-            old, new = (t.contiguous().view(torch.uint8).reshape(t.shape[0] * t.shape[1], -1).clone() for t in (old, new))
+            old, new = (raw_bytes(t).view(t.shape[0] * t.shape[1], -1) for t in (old, new))
             new[slots] = old[slots]
             finding = same_values(f"cache.{name} outside the named slots, bytes", new, old)
             if finding.message:
@@ -85,7 +85,9 @@ class CacheRows(Expectation):
     def _plane(self, name: str, stored: Tensor, rows: Approx, exact: bool, which: int, keep: Tensor) -> Finding:
         if exact:
             return same_values(name, stored, rows.value.to(stored.dtype))
-        tolerance = (half_ulp(stored.dtype) + self.rounding) * rows.value.abs() + rows.radius + tiny(stored.dtype)
+        tolerance = (
+            (half_ulp(stored.dtype) + self.rounding) * (rows.value.abs() + rows.radius) + rows.radius + tiny(stored.dtype)
+        )
         if self.extra is not None:
             tolerance = torch.maximum(tolerance, self.extra[which][keep])
         return within(name, stored, rows.value, tolerance)
@@ -126,32 +128,31 @@ def kv_cache_gather(a: Arguments, n: str) -> list[Expectation]:
     return list(made)
 
 
-@rule("mla_prolog", text=f"u |y| + the errors along the chain, or 4 times (per row) what the decomposition errs; {_WRITE}.")
+@rule(
+    "mla_prolog",
+    text="u |y| + the errors along the chain, with intermediates in 16 bits or not (4 times the root of their squares), or 4 "
+    f"times (per row) what the decomposition errs; {_WRITE}.",
+)
 def mla_prolog(a: Arguments, n: str) -> list[Expectation]:
     weights, eps, dtype = a["weights"], a["eps"], a["x"].dtype
     x = Approx.of(a["x"])
     if weights.get("q_a") is not None:
-        q = x.through(weights["q_a"], n).norm(weights["q_a_norm"], eps).through(weights["q_b"], n)
+        low = x.through(weights["q_a"], n).stored().norm(weights["q_a_norm"], eps).stored()
+        q = low.through(weights["q_b"], n).stored()
     else:
-        q = x.through(weights["q"], n)
+        q = x.through(weights["q"], n).stored()
     w_uk = weights["w_uk"].to(torch.float64)
     nope, rank = w_uk.shape[1:]
-    shape = (q.value.shape[0], a["n_heads"], q.value.shape[1] // a["n_heads"] if a["n_heads"] else 0)
-    value, radius = q.value.view(shape), q.radius.view(shape)
-    kv = x.through(weights["kv_a"], n)
-    latent = Approx(kv.value[:, :rank], kv.radius[:, :rank], dtype).norm(weights["kv_a_norm"], eps)
+    t, heads = q.value.shape[0], a["n_heads"]
+    q = q.take(lambda v: v.view(t, heads, v.shape[1] // heads))
+    kv = x.through(weights["kv_a"], n).stored()
+    latent = kv.take(lambda v: v[:, :rank]).norm(weights["kv_a_norm"], eps).stored().settled()
     where = (a["positions"], a["cos_sin"])
-    key = rotate(Approx(kv.value[:, None, rank:], kv.radius[:, None, rank:], dtype), *where, True)
-    q_pe = rotate(Approx(value[..., nope:], radius[..., nope:], dtype), *where, True)
-    head, head_radius = value[..., :nope].transpose(0, 1), radius[..., :nope].transpose(0, 1)
-    g = growth(n, nope, dtype)
-    q_c = Approx(
-        torch.bmm(head, w_uk).transpose(0, 1),
-        torch.bmm(head_radius + g * (head.abs() + head_radius), w_uk.abs()).transpose(0, 1),
-        dtype,
-    )
-    outputs: list[Expectation] = [real("q_c", 0, q_c, dtype, n), real("q_pe", 1, q_pe, dtype, n)]
-    key = Approx(key.value[:, 0], key.radius[:, 0], dtype)
+    key = rotate(kv.take(lambda v: v[:, None, rank:]), *where, True).take(lambda v: v[:, 0]).stored().settled()
+    q_pe = rotate(q.take(lambda v: v[..., nope:]), *where, True)
+    head = q.take(lambda v: v[..., :nope].transpose(0, 1))
+    q_c = head.product(w_uk.transpose(1, 2), n).take(lambda v: v.transpose(0, 1))
+    outputs: list[Expectation] = [real("q_c", 0, q_c.settled(), dtype, n), real("q_pe", 1, q_pe.settled(), dtype, n)]
     rows = CacheRows(a["cache"], a["slots"], latent, key, False, False, 2 * activation_ulp(dtype), _row_errors(a, latent, key))
     return [*against_decomposition("mla_prolog", a, outputs, n, always=True), rows]
 

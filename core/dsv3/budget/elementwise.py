@@ -55,7 +55,7 @@ def elementwise(op: str, arguments: Mapping[str, Any], expected: list[Expectatio
 
 def _quantised(e: Quantised) -> tuple[Pair, Pair]:
     """Codes with the distance to the farther code that is legal for the expected scale."""
-    radius = e.value.radius + e.rounding * e.value.value.abs()
+    radius = (1 + e.rounding) * e.value.radius + e.rounding * e.value.value.abs()
     width = e.group or max(e.value.value.shape[1], 1)
     scale = e.reference.repeat_interleave(width, dim=-1)[:, : e.codes.shape[1]]
     divisor = torch.where(scale == 0, torch.ones_like(scale), scale)
@@ -117,6 +117,7 @@ def _plane(plane: Tensor, at: tuple[Tensor, Tensor], rows: Any, exact: bool, rou
     if exact:
         return value, allowed
     value[at] = rows.value
-    tolerance = (half_ulp(plane.dtype) + rounding) * rows.value.abs() + rows.radius + tiny(plane.dtype)
+    unit = half_ulp(plane.dtype) + rounding
+    tolerance = unit * rows.value.abs() + (1 + unit) * rows.radius + tiny(plane.dtype)
     allowed[at] = tolerance if extra is None else torch.maximum(tolerance, extra.expand(tolerance.shape))
     return value, allowed

@@ -158,8 +158,8 @@ def same_values(name: str, found: Tensor, reference: Tensor, bits: bool = False)
 
 
 def rounded(value: Tensor, radius: Tensor, dtype: torch.dtype, floor: float) -> Tensor:
-    """Tolerance of a value computed within radius and rounded once to dtype."""
-    return half_ulp(dtype) * value.abs() + radius + floor
+    """Tolerance of a value computed within radius and then rounded once to dtype, as large as it then is."""
+    return half_ulp(dtype) * (value.abs() + radius) + radius + floor
 
 
 def combine(findings: Sequence[Finding]) -> Finding:

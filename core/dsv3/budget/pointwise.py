@@ -11,9 +11,11 @@ from torch import Tensor
 
 from dsv3.budget.approx import Approx
 from dsv3.budget.expectation import Exact, Expectation, Finding
+from dsv3.budget.linear import sizes
 from dsv3.budget.quantised import Quantised
 from dsv3.budget.routing import Sampled
-from dsv3.budget.rules import Arguments, activation_ulp, against_decomposition, real, rule
+from dsv3.budget.rules import Arguments, against_decomposition, real, rule
+from dsv3.budget.units import activation_ulp
 from dsv3.ops import fn_to_fnuz
 from dsv3.ops.quantize import torch_dtype
 from dsv3.ops.sampling import philox
@@ -56,7 +58,7 @@ def add_rms_norm(a: Arguments, n: str) -> list[Expectation]:
     return [real("residual'", 1, total, a["x"].dtype, n), _NormOfResidual(a, n)]
 
 
-@rule("silu_mul", text="u |y| + (8 + 2 |gate|) 2^-24 |y|: exp may be exp2 of a rounded product.")
+@rule("silu_mul", text="u |y| + (8 + 2 |gate|) 2^-24 |y| + 2^-23 |gate up|: exp may be exp2 of a rounded product, or tanh.")
 def silu_mul(a: Arguments, n: str) -> list[Expectation]:
     return [real("y", 0, Approx.of(a["x"]).silu_mul(), a["x"].dtype, n)]
 
@@ -147,9 +149,11 @@ def gumbel_argmax(a: Arguments, n: str) -> list[Expectation]:
 
 @rule("mtp_combine", text="u |y| + the errors of both norms through the product, or 4 times what the decomposition errs.")
 def mtp_combine(a: Arguments, n: str) -> list[Expectation]:
-    left = Approx.of(a["embedding"]).norm(a["enorm"], a["eps"])
-    right = Approx.of(a["hidden"]).norm(a["hnorm"], a["eps"])
-    both = Approx(torch.cat([left.value, right.value], -1), torch.cat([left.radius, right.radius], -1), left.dtype)
+    left = Approx.of(a["embedding"]).norm(a["enorm"], a["eps"]).stored()
+    right = Approx.of(a["hidden"]).norm(a["hnorm"], a["eps"]).stored()
+    sides = [torch.cat([getattr(left, part), getattr(right, part)], -1) for part in ("value", "radius", "loose")]
+    both = Approx(sides[0], sides[1], left.dtype, sides[2])
     weight = a["eh_proj"].to(torch.float64)
-    made = real("y", 0, both.product(weight, n), a["hidden"].dtype, n, spread=both.value.abs() @ weight.abs().T)
-    return against_decomposition("mtp_combine", a, [made], n, always=True)
+    made, (spread, squares) = both.product(weight, n), sizes(both.value, weight)
+    expected = real("y", 0, made.settled(), a["hidden"].dtype, n, spread=spread, squares=squares)
+    return against_decomposition("mtp_combine", a, [expected], n, always=True)

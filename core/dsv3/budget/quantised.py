@@ -54,7 +54,7 @@ class Quantised(Expectation):
         q, s = outputs[self.index], outputs[self.index + 1].to(torch.float64)
         if q.numel() == 0:
             return Finding()
-        radius = self.value.radius + self.rounding * self.value.value.abs()
+        radius = (1 + self.rounding) * self.value.radius + self.rounding * self.value.value.abs()
         found = [self._scale(s, radius)]
         if not found[0].message:
             found.append(self._codes(q, s, radius))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dsv3.budget.approx import Approx
 from dsv3.budget.expectation import Expectation, Real, rounded
-from dsv3.budget.units import half_ulp, nmse_cap, tiny
+from dsv3.budget.units import nmse_cap, tiny
 from dsv3.ops import spec
 
 Arguments = Mapping[str, Any]
@@ -43,20 +43,29 @@ def rule(*ops: str, text: str) -> Callable[[Expect], Expect]:
 
 
 def real(name: str, index: int, made: Approx, dtype: torch.dtype, numerics: str, skip: Tensor | None = None,
-         spread: Tensor | None = None) -> Real:  # fmt: skip
-    """A rounded output. spread: sum of magnitudes where data may cancel, so that the squared-error cap is left out there."""
+         spread: Tensor | None = None, squares: Tensor | None = None) -> Real:  # fmt: skip
+    """A rounded output. spread and squares: sums of the magnitudes and of the squares of its terms; with them there is a cap on
+    the squared error."""
     tolerance = rounded(made.value, made.radius, dtype, tiny(dtype))
     if numerics == "exact" and dtype != torch.float64:  # nothing but the output's own rounding
         tolerance = rounded(made.value, torch.zeros_like(made.radius), dtype, tiny(dtype))
-    cap = nmse_cap(numerics, dtype) if spread is not None and not _cancels(made.value, spread) else None
+    cap = None if spread is None or squares is None else _cap(made, spread, squares, nmse_cap(numerics, dtype))
     return Real(name, index, made.value, tolerance, cap, skip)
 
 
-def _cancels(value: Tensor, spread: Tensor) -> bool:
-    """Whether sums are far smaller than their terms: relative errors of the whole then say nothing."""
-    finite = torch.isfinite(value) & torch.isfinite(spread)
-    power, terms = float(value[finite].square().sum()), float(spread[finite].square().sum())
-    return power < 1e-3 * terms
+def _cap(made: Approx, spread: Tensor, squares: Tensor, plain: float) -> float | None:
+    """The cap of a class, where the data do not cancel (relative errors of the whole say nothing there). A few outputs may be
+    small by chance beside the root of the squares of their terms, which is what errors go by, and their squared error scatters
+    by sqrt(2 / n), of which four are allowed. Codes that fall to their neighbour at a tie add their own share."""
+
+    def total(t: Tensor) -> float:
+        return float(torch.where(torch.isfinite(t), t, torch.zeros_like(t)).sum())
+
+    power = total(made.value.square())
+    if power == 0 or power < 1e-3 * total(spread.square()):
+        return None
+    scatter = 1 + 4 * (2 / made.value.numel()) ** 0.5
+    return plain * scatter * max(1.0, total(squares) / power) + FACTOR * total(made.loose.square()) / power
 
 
 def against_decomposition(
@@ -90,8 +99,3 @@ def _decomposed(op: str, arguments: Arguments) -> tuple[Any, ...]:
     given = {k: clone_cache(v) if k in spec(op).mutates else v for k, v in arguments.items()}
     outputs = spec(op).reference(**given)
     return outputs if isinstance(outputs, tuple) else (outputs,)
-
-
-def activation_ulp(dtype: torch.dtype) -> float:
-    """Relative rounding of an intermediate kept in 16 bits; 0 where it is kept in what is computed in."""
-    return half_ulp(dtype) if dtype in (torch.bfloat16, torch.float16) else 0.0

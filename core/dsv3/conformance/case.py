@@ -22,9 +22,15 @@ NAMES = {"f32": "float32", "bf16": "bfloat16", "f64": "float64", "f16": "float16
 
 @dataclass(frozen=True)
 class Setting:
-    """What the backend chooses: tokens per page of its latent cache."""
+    """What the backend chooses: tokens per page of its latent cache, and the dtype it keeps one in that is not FP8 (None: that
+    of the activations)."""
 
     page_size: int = 64
+    kept: torch.dtype | None = None
+
+    def held(self, kv: str, dtype: torch.dtype) -> torch.dtype:
+        """The dtype of what a cache holds that is not FP8."""
+        return dtype if kv == "fp8" or self.kept is None else self.kept
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from dsv3.budget.units import BF16_OPERAND, TC14
 from dsv3.conformance import tiny
 from dsv3.conformance.data import Data
 from dsv3.conformance.result import SIZES, Size
@@ -55,10 +56,15 @@ FORMATS = (
     Formats("f64", "float64", "none", size="full"),
 )
 TOKENS = 80  # past the original context of the tiny model
-# Relative error of a row of logits that no format is asked to be below.
+# Relative error of a row of logits that no format is asked to be below: nor what one product of a declared class may err.
+_CLASS = {"tc14": TC14, "bf16-operand": BF16_OPERAND, "bf16-p": BF16_OPERAND}
+_CODES = (
+    2.0**-7
+)  # nor a step between two codes, where float32 activations or the cache are quantised and a tie may fall either way
 _FLOOR = {"float64": 1e-11, "float32": 1e-5, "bfloat16": 2e-3}
 # A row may be further off than FACTOR times the reference's worst in 16 bits: another expert where two were as good.
 _STRAY = 0.15
+_NEAR_TIE = 30.0  # times the floor, relative to the largest logit: tokens this close may swap
 FACTOR = 4.0
 MEDIAN_FACTOR = 2.5  # the median row scatters less than the worst
 
@@ -88,6 +94,15 @@ class Runs:
         return "" if native else f"no kernel of the backend takes a call of a model in {self.formats.name}"
 
     @functools.cached_property
+    def floor(self) -> float:
+        """Relative error of a row of logits that is as good as none, at these formats and with the classes that the backend's
+        kernels declare."""
+        decisions = [d.kernel.kernel.numerics for _, _, d in self.model.placement().decisions() if d.kernel]
+        declared = 0.0 if self.formats.dtype == "float64" else max((_CLASS.get(n, 0.0) for n in decisions), default=0.0)
+        coded = self.formats.dtype == "float32" and (self.formats.quant.endswith("a8") or self.formats.kv_dtype == "fp8")
+        return max(_FLOOR[self.formats.dtype], declared, _CODES if coded else 0.0)
+
+    @functools.cached_property
     def truth(self) -> Tensor:
         return self.exact.logits(self.ids)
 
@@ -109,13 +124,13 @@ def row_errors(found: Tensor, truth: Tensor) -> Tensor:
     return torch.where(torch.isnan(error), torch.full_like(error, math.inf), error)
 
 
-def compare(found: Tensor, plain: Tensor, truth: Tensor, dtype: str) -> tuple[float, float, str]:
-    """Margin of the median row and of the worst ones, against FACTOR times what the reference errs at the same formats."""
+def compare(found: Tensor, plain: Tensor, truth: Tensor, floor: float) -> tuple[float, float, str]:
+    """Margin of the median row and of the worst ones, against FACTOR times what the reference errs at the same formats, or the
+    floor of these."""
     if found.shape != truth.shape:
         return math.inf, 0.0, f"logits have shape {list(found.shape)}; expected {list(truth.shape)}"
     own, reference = row_errors(found, truth).sort().values, row_errors(plain, truth).sort().values
-    floor = _FLOOR[dtype]
-    last = len(own) - 1 - (int(_STRAY * len(own)) if dtype == "bfloat16" else 0)
+    last = len(own) - 1 - (int(_STRAY * len(own)) if floor >= _FLOOR["bfloat16"] else 0)
     ratios = []
     for at, factor in ((len(own) // 2, MEDIAN_FACTOR), (last, FACTOR)):
         ratios.append(float(own[at]) / (factor * max(float(reference[at]), floor)))
@@ -135,7 +150,7 @@ def compare(found: Tensor, plain: Tensor, truth: Tensor, dtype: str) -> tuple[fl
 
 def _logits(how: dict[str, Any]) -> Callable[[Runs], Answer]:
     def check(r: Runs) -> Answer:
-        return compare(r.model.logits(r.ids, **how), r.plain.logits(r.ids, **how), r.truth, r.formats.dtype)
+        return compare(r.model.logits(r.ids, **how), r.plain.logits(r.ids, **how), r.truth, r.floor)
 
     return check
 
@@ -150,12 +165,12 @@ def _decode(r: Runs) -> Answer:
         made = [model.head(model.forward(cache, [Run(0, [r.ids[i]], i)], True)[0]) for i in range(split, TOKENS)]
         return torch.cat(made).to("cpu", torch.float64)
 
-    return compare(rows(r.model), rows(r.plain), r.truth[split:], r.formats.dtype)
+    return compare(rows(r.model), rows(r.plain), r.truth[split:], r.floor)
 
 
 def _mtp_logits(r: Runs) -> Answer:
     found, plain = (m.mtp_logits(r.ids, chunk=16) for m in (r.model, r.plain))
-    return compare(found, plain, r.mtp_truth, r.formats.dtype)
+    return compare(found, plain, r.mtp_truth, r.floor)
 
 
 def _greedy_mtp(r: Runs) -> Answer:
@@ -163,7 +178,7 @@ def _greedy_mtp(r: Runs) -> Answer:
     options: dict[str, Any] = {"max_new_tokens": 16, "ignore_eos": True}
     plain = r.model.generate(r.ids[:20], **options).ids
     drafted = r.model.generate(r.ids[:20], draft="mtp", **options).ids
-    return same_text(r.model, r.ids[:20], plain, drafted, r.formats.dtype, "with MTP drafts")
+    return same_text(r.model, r.ids[:20], plain, drafted, r.floor, "with MTP drafts")
 
 
 def _batch(draft: Literal["mtp"] | None) -> Callable[[Runs], Answer]:
@@ -175,7 +190,7 @@ def _batch(draft: Literal["mtp"] | None) -> Callable[[Runs], Answer]:
         together = r.model.generate(prompts, draft=draft, **options)
         for prompt, found in zip(prompts, together, strict=True):
             alone = r.model.generate(prompt, **options).ids
-            answer = same_text(r.model, prompt, alone, found.ids, r.formats.dtype, "in a batch")
+            answer = same_text(r.model, prompt, alone, found.ids, r.floor, "in a batch")
             if isinstance(answer, str) or answer[2]:
                 return answer
         return 0.0, 0.0, ""
@@ -183,14 +198,14 @@ def _batch(draft: Literal["mtp"] | None) -> Callable[[Runs], Answer]:
     return check
 
 
-def same_text(model: Model, prompt: list[int], one: list[int], other: list[int], dtype: str, what: str) -> Answer:
+def same_text(model: Model, prompt: list[int], one: list[int], other: list[int], floor: float, what: str) -> Answer:
     """Equal tokens up to the first place where the two chosen have logits that rounding could swap."""
     for at, (a, b) in enumerate(zip(one, other, strict=True)):
         if a == b:
             continue
         row = model.logits([*prompt, *one[:at]])[-1].double()
         gap = float((row[a] - row[b]).abs())
-        slack = {"float64": 1e-9, "float32": 1e-4, "bfloat16": 0.06}[dtype] * float(row.abs().max())
+        slack = _NEAR_TIE * floor * float(row.abs().max())
         if gap > slack:
             text = f"{what}, token {at} is {b} instead of {a}, though their logits differ by {gap:.3g} (near tie: {slack:.3g})"
             return math.inf, 0.0, text

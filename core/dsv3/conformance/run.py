@@ -10,14 +10,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from dsv3.conformance.case import Case, Setting
+from dsv3.budget.verdict import Verdict
+from dsv3.conformance.case import Case
 from dsv3.conformance.cases import cases_of
 from dsv3.conformance.exam import Exam
 from dsv3.conformance.result import LEVELS, SIZES, CaseResult, Level, Report, Size
 from dsv3.conformance.roundtrip import round_trips
 from dsv3.conformance.suite import VERSION, header, suite_name
 from dsv3.conformance.target import Target, source_of
-from dsv3.errors import UsageError, nearest
+from dsv3.conformance.waivers import apply
+from dsv3.conformance.waivers import read as read_waivers
+from dsv3.errors import BackendUnavailable, UsageError, nearest
 from dsv3.ops import spec
 from dsv3.plugin import Backend, Kernel
 
@@ -50,6 +53,8 @@ class Plan:
                 raise UsageError(f"{what} {value!r} is not one of {', '.join(known)}{nearest(str(value), known)}")
         for op in self.ops or ():
             spec(op)
+        if self.cases is not None and not isinstance(self.cases, str):
+            raise UsageError(f"cases is {self.cases!r}; expected a case id or a glob over ids")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise UsageError(f"seed is {self.seed!r}; expected an integer")
 
@@ -108,8 +113,11 @@ def run(
 
     Raises UsageError for unknown words, BackendUnavailable if the backend cannot be had.
     """
+    if isinstance(ops, str):
+        raise UsageError(f"ops is the string {ops!r}; expected a list of operator names, such as [{ops!r}]")
     plan = Plan(backend, level, None if ops is None else list(ops), cases, seed, size, emulate, watch)
     plan.check()
+    known = None if waivers is None else read_waivers(waivers)
     started = time.perf_counter()
     results: list[CaseResult] = []
     target: Target | None = None
@@ -132,10 +140,8 @@ def run(
             break
     info = header(plan, target, results, time.perf_counter() - started)
     made = Report(results, suite_name(size), info)
-    if waivers is not None:
-        from dsv3.conformance.waivers import apply, read
-
-        waived, unmatched, passes = apply(made.cases, read(waivers))
+    if known is not None:
+        waived, unmatched, passes = apply(made.cases, known)
         made = Report(waived, made.suite, {**info, "unmatched_waivers": unmatched, "unexpected_passes": passes})
     if report is not None:
         from dsv3.conformance.report import write_all
@@ -170,7 +176,7 @@ def _named(level: Level, plan: Plan, target: Target, checks: Iterable[tuple[str,
         started = time.perf_counter()
         try:
             answer = check(target, plan.seed)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             answer = (math.inf, 0.0, f"raised {root_cause(error)}")
         margin, nmse, message = (0.0, 0.0, answer) if isinstance(answer, str) else answer
         status = "absent" if isinstance(answer, str) else "failed" if not margin <= 1 else "passed"
@@ -204,12 +210,16 @@ def _absent(plan: Plan, case: str, op: str, kernel: str, why: str) -> CaseResult
 def _examine(plan: Plan, target: Target, case: Case, kernel: Kernel) -> CaseResult:
     started = time.perf_counter()
     name = f"{target.name}.{kernel.name}"
-    if case.kv and not target.keeps(case.kv):
-        return _absent(plan, case.id, case.op, name, f"the backend keeps no {'FP8' if case.kv == 'fp8' else case.kv} cache")
-    arguments = {**spec(case.op).defaults, **case.arguments(plan.seed, Setting(target.page_size))}
-    if why := target.refusal(kernel, arguments, case.needs_dtypes):
-        return _absent(plan, case.id, case.op, name, why)
-    verdict = Exam(target, kernel, case, plan.seed, arguments).run()
+    try:
+        if case.kv and not target.keeps(case.kv):
+            kind = "FP8" if case.kv == "fp8" else case.kv
+            return _absent(plan, case.id, case.op, name, f"the backend keeps no {kind} cache")
+        arguments = {**spec(case.op).defaults, **case.arguments(plan.seed, target.setting(case))}
+        if why := target.refusal(kernel, arguments, case.needs_dtypes):
+            return _absent(plan, case.id, case.op, name, why)
+        verdict = Exam(target, kernel, case, plan.seed, arguments).run()
+    except BackendUnavailable as error:  # cache_spec() failed, or a table of configurations is none
+        verdict = Verdict(math.inf, 0.0, str(error))
     return CaseResult(
         case.id, case.op, name, "passed" if verdict.passed else "failed", verdict.margin, verdict.nmse, verdict.message,
         plan.repeat(case.id), "L1", kernel.numerics, time.perf_counter() - started, _details(verdict.details),

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from dsv3.budget.tensors import raw_bytes
 from dsv3.conformance.data import Data
 from dsv3.conformance.model import FACTOR, Answer, Check, Formats, Runs, _bound, compare, formats_of
 from dsv3.conformance.result import Size
@@ -38,7 +39,7 @@ def _lacking(model: Model, claim: str) -> str:
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a.contiguous().view(torch.uint8), b.contiguous().view(torch.uint8))
+    return torch.equal(raw_bytes(a), raw_bytes(b))
 
 
 def _determinism(r: Runs) -> Answer:
@@ -80,7 +81,7 @@ def _neighbours(r: Runs) -> Answer:
     prompts = _prompts(r)
     truth = torch.stack([r.exact.logits(p)[-1] for p in prompts])
     found, plain = (torch.stack(_last_rows(m, prompts)) for m in (r.model, r.plain))
-    return compare(found, plain, truth, r.formats.dtype)
+    return compare(found, plain, truth, r.floor)
 
 
 @torch.inference_mode()
@@ -117,7 +118,7 @@ def _long(r: Runs) -> Answer:
     """Many pages, and positions far past the original context."""
     ids = Data("long", 0).integers("ids", 2, 256, 700).tolist()
     found, plain, truth = (m.logits(ids, chunk=256)[-60:] for m in (r.model, r.plain, r.exact))
-    margin, nmse, message = compare(found, plain, truth, r.formats.dtype)
+    margin, nmse, message = compare(found, plain, truth, r.floor)
     return margin, nmse, message
 
 

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
+import torch
+
+from dsv3.conformance.case import NAMES, Case, Setting
 from dsv3.dispatch.choose import Source, cache_spec, named, probe_backend, torch_device
 from dsv3.dispatch.configs import Config
 from dsv3.dispatch.registration import resolve
@@ -13,7 +17,7 @@ from dsv3.dispatch.select import Catalogue
 from dsv3.dispatch.site import described
 from dsv3.errors import BackendUnavailable
 from dsv3.ops.spec import STEP_DIMS, spec
-from dsv3.plugin import Backend, Call, Kernel, KvDType
+from dsv3.plugin import Backend, CacheSpec, Call, Kernel, KvDType, Prepared
 from dsv3.plugin.needs import DType
 
 _GIVEN = "an instance given in this process"
@@ -39,7 +43,6 @@ class Target:
         self.source = source
         self.catalogue = Catalogue(source)
         self.device = torch_device(source)
-        self.page_size = cache_spec(source, "bfloat16").page_size
 
     @property
     def name(self) -> str:
@@ -53,10 +56,25 @@ class Target:
         """Operator -> names of its kernels."""
         return {op: [f"{self.name}.{k.name}" for k in found] for op, found in self.catalogue.kernels.items()}
 
-    @functools.cache  # noqa: B019
     def keeps(self, kv_dtype: KvDType) -> bool:
         """Whether the backend keeps a cache in this format when asked to."""
-        return cache_spec(self.source, kv_dtype).kv_dtype == kv_dtype
+        return self._cache(kv_dtype).kv_dtype == kv_dtype
+
+    def setting(self, case: Case) -> Setting:
+        """What the backend chooses for a case: it is asked as the engine would ask it, for a dtype that the device has."""
+        if case.kv:
+            return Setting(self._cache(case.kv).page_size)
+        listed = [d for d in (NAMES[case.tag], "bfloat16", "float32", "float64") if d in self.source.capability.dtypes]
+        asked = [d for d in listed if d in get_args(KvDType)]
+        if not asked:
+            return Setting()
+        found = self._cache(asked[0])
+        same = found.kv_dtype in (asked[0], "fp8") or asked[0] != NAMES[case.tag]
+        return Setting(found.page_size, None if same else getattr(torch, found.kv_dtype))
+
+    @functools.cache  # noqa: B019  as below
+    def _cache(self, kv_dtype: str) -> CacheSpec:
+        return cache_spec(self.source, kv_dtype)  # type: ignore[arg-type]
 
     @functools.cache  # noqa: B019  a target lives as long as its run
     def function(self, op: str, name: str) -> Any:
@@ -82,6 +100,21 @@ class Target:
         if kernel.configs is not None and self._config(kernel, arguments) is None:
             reasons.append(f"table {kernel.configs} has no configuration for {self.source.device.arch} and this call")
         return "; ".join([*reasons, *(f"the device does not list {n}" for n in missing)])
+
+    def refuses_weight(self, kernel: Kernel, path: str, weight: Prepared, dtype: torch.dtype) -> str:
+        """Why a kernel takes no call with this weight, as far as the weight alone tells; "" if it may."""
+        known = spec(kernel.op)
+        dims: dict[str, int] = {}
+        term = next(t for t in known.terms if t.path == path)
+        for dim, size in zip(term.dims, weight.shape, strict=True):
+            dim.solve(size, dims)
+        dtypes = {path: str(weight.tensors["weight"].dtype).removeprefix("torch.")}
+        if known.activation:
+            dtypes[known.activation] = str(dtype).removeprefix("torch.")
+        needs = tuple(n for n in kernel.needs if getattr(n, "dim", None) is None or n.dim in dims)
+        filled = {**dict.fromkeys(known.dims, 128), **dims}  # for `accepts`, which may ask for any
+        call = Call(kernel.op, filled, dtypes, weight.quant, self.source.device)
+        return "; ".join(self.catalogue.refusals(replace(kernel, needs=needs), call))
 
     def prepare(self, kernel: Kernel, given: Mapping[str, Any]) -> dict[str, Any]:
         """The arguments with weights in the layouts that the kernel reads."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from dsv3.budget.tensors import raw_bytes
 from dsv3.dispatch.choose import torch_device
 from dsv3.dispatch.guard import root_cause
 from dsv3.dispatch.select import Catalogue
@@ -112,7 +113,7 @@ def _round_trip(subject: Subject, weight: Prepared, layout: str) -> str | None:
 
 
 def _difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str | None:
-    """How two sets of tensors differ, by their bits."""
+    """How two sets of tensors differ, by their bits; an FP8 -0 may come back as 0, because e4m3fnuz has none."""
     if found.keys() != wanted.keys():
         return f"tensors {', '.join(sorted(found))}; expected {', '.join(sorted(wanted))}"
     for name, want in wanted.items():
@@ -120,7 +121,9 @@ def _difference(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> st
         if have.dtype != want.dtype or have.shape != want.shape:
             return f"{name} is {have.dtype} {list(have.shape)}; expected {want.dtype} {list(want.shape)}"
         size = want.element_size()
-        a, b = (t.cpu().contiguous().view(torch.uint8).view(-1, size) for t in (have, want))
+        a, b = (raw_bytes(t.cpu()).view(-1, size) for t in (have, want))
+        if want.dtype == torch.float8_e4m3fn:
+            a, b = (torch.where(t == 0x80, torch.zeros_like(t), t) for t in (a, b))
         wrong = (a != b).any(dim=1).nonzero()
         if len(wrong):
             first = int(wrong[0])

@@ -30,11 +30,13 @@ def torch_device(subject: Subject) -> Answer:
 
 
 def cache_spec(subject: Subject) -> Answer:
-    """It says how it wants the cache, for every dtype that a user may ask for."""
+    """It says how it wants the cache, for every dtype that the device has, and for FP8."""
     if subject.source is None:
         return Answer(absent=f"not tried: {subject.missing or 'no device is usable'}")
     answer, notes = Answer(), []
     for kv_dtype in get_args(KvDType):
+        if kv_dtype != "fp8" and kv_dtype not in subject.source.capability.dtypes:
+            continue
         try:
             found = choose.cache_spec(subject.source, kv_dtype)
         except BackendUnavailable as error:
