@@ -57,7 +57,9 @@ class Target:
         return {op: [f"{self.name}.{k.name}" for k in found] for op, found in self.catalogue.kernels.items()}
 
     def keeps(self, kv_dtype: KvDType) -> bool:
-        """Whether the backend keeps a cache in this format when asked to."""
+        """Whether the backend keeps a cache in this format when asked to; it is not asked for what the device does not have."""
+        if kv_dtype != "fp8" and kv_dtype not in self.source.capability.dtypes:
+            return False
         return self._cache(kv_dtype).kv_dtype == kv_dtype
 
     def setting(self, case: Case) -> Setting:
