@@ -141,8 +141,10 @@ def _(x: Tensor, group: int, dtype: str, scale_fmt: str, amax_floor: float) -> A
     return codes_fp8(x, 448.0 if dtype == "float8_e4m3fn" else 224.0, scale_fmt, dtype)
 
 
-@right("silu_mul", "by tanh")
+@right("silu_mul", "by tanh in 16 bits")
 def _(x: Tensor) -> Tensor:
+    if x.dtype != torch.bfloat16:
+        return ops.silu_mul(x)
     gate, up = x.to(work(x)).chunk(2, -1)
     return (0.5 * gate * (1 + torch.tanh(0.5 * gate)) * up).to(x.dtype)
 

@@ -86,13 +86,14 @@ class Approx:
         return Approx(y, own + scale.abs() * self.radius + y.abs() * drift, self.dtype, noise)
 
     def silu_mul(self) -> Approx:
-        """silu(gate) * up of [gate | up]. exp may be exp2 of a rounded product: relative error |gate| w. It may also be
-        gate / 2 * (1 + tanh(gate / 2)), whose sum cancels for negative gates: 2 w of |gate up|."""
+        """silu(gate) * up of [gate | up]. exp may be exp2 of a rounded product: relative error |gate| w. In 16 bits it may also
+        be gate / 2 * (1 + tanh(gate / 2)), whose sum cancels for negative gates: 2 w of |gate up|."""
         gate, up = self.value.chunk(2, dim=-1)
         rg, ru = self.radius.chunk(2, dim=-1)
         act = torch.nn.functional.silu(gate)
         y = act * up
-        own = (8 + 2 * gate.abs()) * self.w * y.abs() + (2.0**-125 + 2 * self.w) * (gate * up).abs()
+        cancelled = 2 * self.w if activation_ulp(self.dtype) else 0.0
+        own = (8 + 2 * gate.abs()) * self.w * y.abs() + (2.0**-125 + cancelled) * (gate * up).abs()
         noise = None
         if self.noise is not None:
             ng, nu = self.noise.chunk(2, dim=-1)

@@ -58,7 +58,10 @@ def add_rms_norm(a: Arguments, n: str) -> list[Expectation]:
     return [real("residual'", 1, total, a["x"].dtype, n), _NormOfResidual(a, n)]
 
 
-@rule("silu_mul", text="u |y| + (8 + 2 |gate|) 2^-24 |y| + 2^-23 |gate up|: exp may be exp2 of a rounded product, or tanh.")
+@rule(
+    "silu_mul",
+    text="u |y| + (8 + 2 |gate|) 2^-24 |y|: exp may be exp2 of a rounded product; in 16 bits + 2^-23 |gate up|: or tanh.",
+)
 def silu_mul(a: Arguments, n: str) -> list[Expectation]:
     return [real("y", 0, Approx.of(a["x"]).silu_mul(), a["x"].dtype, n)]
 
