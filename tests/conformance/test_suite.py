@@ -28,7 +28,7 @@ def test_a_size_holds_all_cases_of_the_smaller() -> None:
     assert lists[0] < lists[1] < lists[2]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 3, 4))])
 def test_right_kernels_for_every_operator_pass_whatever_the_seed(seed: int) -> None:
     report = conformance.run(Made(), ops=ops.names(), size="quick", seed=seed)
     assert not report.failed, report.failed[0]
@@ -51,6 +51,8 @@ def test_every_listed_case_has_a_result() -> None:
         ({"level": "L7"}, "L0, L1, L2, L3"),
         ({"size": "smal"}, "small"),
         ({"seed": "x"}, "integer"),
+        ({"cases": "rms_norm/t1-d129/*"}, "no case of size full"),
+        ({"cases": "rms_norm/t17-d7168/normal/f32", "size": "quick"}, "size full, level L3 has some"),
     ],
 )
 def test_unknown_words_are_usage_errors(arguments: dict[str, object], text: str) -> None:

@@ -18,7 +18,13 @@ def test_there_are_many_faults_over_all_operators() -> None:
     assert len({(f.op, f.name) for f in FAULTS}) == len(FAULTS)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda f: f"{f.op}: {f.name}")
+def _marked(fault: Fault) -> object:
+    """The faults that were written to slip through are many: those are for the slow run."""
+    slow = (pytest.mark.slow,) if ".unseen_" in fault.function.__module__ else ()
+    return pytest.param(fault, marks=slow, id=f"{fault.op}: {fault.name}")
+
+
+@pytest.mark.parametrize("fault", [_marked(f) for f in FAULTS])
 def test_a_fault_is_caught(fault: Fault) -> None:
     torch.manual_seed(0)
     made = Made({fault.op: fault.function}, "mutant", **fault.claims)

@@ -7,13 +7,14 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from dsv3.budget.verdict import Verdict
 from dsv3.conformance.case import Case
 from dsv3.conformance.cases import cases_of
 from dsv3.conformance.exam import Exam
+from dsv3.conformance.report.suite import frozen, level_of
 from dsv3.conformance.result import LEVELS, SIZES, CaseResult, Level, Report, Size
 from dsv3.conformance.roundtrip import round_trips
 from dsv3.conformance.suite import VERSION, header, suite_name
@@ -57,6 +58,10 @@ class Plan:
             raise UsageError(f"cases is {self.cases!r}; expected a case id or a glob over ids")
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise UsageError(f"seed is {self.seed!r}; expected an integer")
+        if not self.ids():
+            larger = [s for s in SIZES if replace(self, size=s, level="L3").ids()]
+            hint = f"; size {larger[0]}, level L3 has some" if larger else nearest(str(self.cases), frozen(VERSION, "full").ids)
+            raise UsageError(f"no case of size {self.size}, level {self.level} matches {self.cases or self.ops!r}{hint}")
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -70,8 +75,6 @@ class Plan:
 
     def ids(self) -> list[str]:
         """The ids of the cases that a run has."""
-        from dsv3.conformance.report.suite import frozen, level_of
-
         known = frozen(VERSION, self.size).ids
         return [i for i in known if level_of(i) in self.levels and self.wants(i) and self._of_ops(i)]
 
