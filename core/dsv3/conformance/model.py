@@ -58,12 +58,15 @@ FORMATS = (
 TOKENS = 80  # past the original context of the tiny model
 # Relative error of a row of logits that no format is asked to be below: nor what one product of a declared class may err.
 _CLASS = {"tc14": TC14, "bf16-operand": BF16_OPERAND, "bf16-p": BF16_OPERAND}
-_CODES = (
-    2.0**-7
-)  # nor a step between two codes, where float32 activations or the cache are quantised and a tie may fall either way
+# Nor a step between two codes of an FP8 cache, where a tie may fall either way.
+_CODES = 2.0**-7
 _FLOOR = {"float64": 1e-11, "float32": 1e-5, "bfloat16": 2e-3}
 # A row may be further off than FACTOR times the reference's worst in 16 bits: another expert where two were as good.
 _STRAY = 0.15
+_LARGEST_TIE = 0.25
+# One code of one activation that falls to its neighbour in an early layer moves all later rows, and may change an expert: on
+# right backends medians up to 0.033 and worst rows of 0.18 were seen, 2 of 20 seeds, where the reference had no such flip.
+_ACTIVATION_CODES = 2.0**-5
 _NEAR_TIE = 30.0  # times the floor, relative to the largest logit: tokens this close may swap
 FACTOR = 4.0
 MEDIAN_FACTOR = 2.5  # the median row scatters less than the worst
@@ -99,8 +102,12 @@ class Runs:
         kernels declare."""
         decisions = [d.kernel.kernel.numerics for _, _, d in self.model.placement().decisions() if d.kernel]
         declared = 0.0 if self.formats.dtype == "float64" else max((_CLASS.get(n, 0.0) for n in decisions), default=0.0)
-        coded = self.formats.dtype == "float32" and (self.formats.quant.endswith("a8") or self.formats.kv_dtype == "fp8")
-        return max(_FLOOR[self.formats.dtype], declared, _CODES if coded else 0.0)
+        coded = 0.0
+        if self.formats.dtype == "float32":
+            coded = (
+                _ACTIVATION_CODES if self.formats.quant.endswith("a8") else _CODES if self.formats.kv_dtype == "fp8" else 0.0
+            )
+        return max(_FLOOR[self.formats.dtype], declared, coded)
 
     @functools.cached_property
     def truth(self) -> Tensor:
@@ -132,7 +139,7 @@ def compare(found: Tensor, plain: Tensor, truth: Tensor, floor: float) -> tuple[
     own, reference = row_errors(found, truth).sort().values, row_errors(plain, truth).sort().values
     last = len(own) - 1 - (int(_STRAY * len(own)) if floor >= _FLOOR["bfloat16"] else 0)
     ratios = []
-    for at, factor in ((len(own) // 2, MEDIAN_FACTOR), (last, FACTOR)):
+    for at, factor in ((len(own) // 2, MEDIAN_FACTOR), (last, 2 * FACTOR if floor >= _ACTIVATION_CODES else FACTOR)):
         ratios.append(float(own[at]) / (factor * max(float(reference[at]), floor)))
     stray = float(own[-1]) / max(1.0, FACTOR * float(reference[-1]))
     margin = max(*ratios, stray)
@@ -205,7 +212,7 @@ def same_text(model: Model, prompt: list[int], one: list[int], other: list[int],
             continue
         row = model.logits([*prompt, *one[:at]])[-1].double()
         gap = float((row[a] - row[b]).abs())
-        slack = _NEAR_TIE * floor * float(row.abs().max())
+        slack = min(_NEAR_TIE * floor, _LARGEST_TIE) * float(row.abs().max())
         if gap > slack:
             text = f"{what}, token {at} is {b} instead of {a}, though their logits differ by {gap:.3g} (near tie: {slack:.3g})"
             return math.inf, 0.0, text
