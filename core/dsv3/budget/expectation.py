@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ class Finding:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Expectation:
+class Expectation(ABC):
     """One output, or a pair that can only be judged together. `reference` and `tolerance` are for export: the value, and
     what it may be off by elementwise (None where the rule is not elementwise)."""
 
@@ -31,9 +32,9 @@ class Expectation:
     reference: Tensor
     tolerance: Tensor | None = None
 
+    @abstractmethod
     def check(self, outputs: Sequence[Any]) -> Finding:
         """Judge the outputs of the call, of which this one is known by its index."""
-        raise NotImplementedError
 
 
 def locate(flat: int, shape: Sequence[int]) -> list[int]:
