@@ -1,0 +1,1 @@
+"""Compiling the kernels for devices that are not here, and reading what came out."""

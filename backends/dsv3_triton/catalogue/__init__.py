@@ -1,0 +1,13 @@
+"""Which kernels there are for an architecture, as metadata: one module per family. Imports neither torch nor triton."""
+
+from __future__ import annotations
+
+from dsv3.plugin import Kernel
+
+from dsv3_triton.catalogue import quantize
+from dsv3_triton.facts import Facts
+
+
+def kernels(facts: Facts) -> list[Kernel]:
+    """All kernels for the architecture."""
+    return [kernel for family in (quantize,) for kernel in family.kernels(facts)]
