@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from dsv3.plugin import Device, Probe
 from dsv3_triton.backend import TritonBackend
-from dsv3_triton.facts import ARCHITECTURES
 
 
 class CudaBackend(TritonBackend):
     name = "cuda"
     vendor = "nvidia"
     default_arch = "sm_90"
+    install_triton = "pip install 'triton>=3.6'; CUDA builds of torch bring their own"
+    oldest = "sm_80 (Ampere) or newer"
 
-    def devices(self, emulate: str | None = None) -> list[Device]:
-        return self.emulated(emulate) if emulate else []
+    def present(self) -> list[Device]:
+        from dsv3_cuda.driver import devices
 
-    def probe(self, device: Device) -> Probe:
-        return Probe("usable", ARCHITECTURES[device.arch].capability)
+        return devices()
+
+    def absence(self) -> Probe:
+        from dsv3_cuda.driver import absence
+
+        return absence()
+
+    def too_old(self, arch: str) -> bool:
+        return int(arch.removeprefix("sm_")) < 80
 
 
 backend = CudaBackend()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dsv3.plugin import DType, Kernel
-
 from dsv3_triton.facts import Facts
 
 X = DType("x", "bfloat16", "float32")
