@@ -35,7 +35,7 @@ class _Area:
 
 @contextlib.contextmanager
 def counted(tensors: Mapping[str, Tensor]) -> Iterator[Mapping[str, Traffic]]:
-    """Counts per name, complete when the context ends; "other" is memory that a host function allocates, partial results say."""
+    """Counts per name, complete when the context ends. "other": what a host function allocates, partial results say."""
     areas = {name: _Area(tensor) for name, tensor in tensors.items()}
     found = {name: area.count for name, area in areas.items()} | {"other": Traffic()}
     load, store = interpreter_builder.create_masked_load, interpreter_builder.create_masked_store
