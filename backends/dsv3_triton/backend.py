@@ -64,7 +64,8 @@ class TritonBackend(BackendBase):
         return Probe("incompatible", detail=detail, remedy="use --backend reference --device cuda:0, or a newer dsv3")
 
     def kernels(self, device: Device) -> Iterable[Kernel]:
-        return kernels(ARCHITECTURES[device.arch])
+        facts = ARCHITECTURES.get(device.arch)
+        return kernels(facts) if facts else []
 
     def cache_spec(self, device: Device, kv_dtype: KvDType) -> CacheSpec:
         return CacheSpec(page_size=64, kv_dtype=kv_dtype)

@@ -258,6 +258,8 @@ def _build(
     binding = Binder(chosen, reference, pinned, asked.strict, asked.compare).bind(seen.sites, asked.selection)
     notes = binding.notes  # shared: what happens while running is added to it
     notes[:0] = [*source.notes, *(chosen.tuned.notes if chosen.tuned is not None else [])]
+    if source.device.emulated:
+        notes.append("emulated: values and indexing as on the device, neither its rounding in matrix units nor its speed")
     if spec.kv_dtype != formats.kv_dtype:
         text = f"backend {source.name!r} keeps its cache in {spec.kv_dtype}, not {formats.kv_dtype}"
         if asked.kv_dtype is not None:

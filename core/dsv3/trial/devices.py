@@ -92,11 +92,21 @@ def _listed(subject: Subject, emulate: str | None, answer: Answer) -> list[Devic
 
 
 def probe(subject: Subject) -> Answer:
-    """Sets `subject.probes`."""
+    """Sets `subject.probes`. Where no device is usable, the default emulated one joins them, so that the rest is checked."""
     if not subject.devices:
         return Answer(absent=subject.missing or "not tried: l0/devices failed")
     answer, notes = Answer(), []
-    for device in subject.devices:
+    _probe_all(subject, subject.devices, answer, notes)
+    if not subject.emulate and not answer.mistakes and all(p.state != "usable" for p in subject.probes):
+        emulated = _listed(subject, "default", Answer()) or []
+        subject.devices = [*subject.devices, *emulated]
+        _probe_all(subject, emulated, answer, notes)
+    answer.note = "; ".join(notes[:4])
+    return answer
+
+
+def _probe_all(subject: Subject, devices: list[Device], answer: Answer, notes: list[str]) -> None:
+    for device in devices:
         outcome = subject.ask(lambda d=device: subject.backend.probe(d))  # type: ignore[misc]
         first = outcome.value
         if outcome.error is not None or (mistake := probe_mistake(first)):
@@ -113,8 +123,6 @@ def probe(subject: Subject) -> Answer:
             answer.mistakes.append(f"probe({device}) does not answer the same when asked again")
         if seconds > PROBE_LIMIT_S:
             answer.warnings.append(f"probe({device}) takes {1000 * seconds:.0f} ms; the limit is {1000 * PROBE_LIMIT_S:.0f} ms")
-    answer.note = "; ".join(notes[:4])
-    return answer
 
 
 def _unexplained(found: Probe, device: Device) -> list[str]:
