@@ -1,4 +1,4 @@
-"""bfloat16 in Triton's interpreter, which keeps it as 16-bit integers, truncates where devices round, and multiplies the integers."""
+"""bfloat16 in Triton's interpreter: it keeps the bits as integers, truncates where devices round, and multiplies the bits."""
 
 from __future__ import annotations
 
