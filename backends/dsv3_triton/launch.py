@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 import triton
 from torch import Tensor
 
@@ -50,26 +51,29 @@ def recording(told: Recorder) -> Iterator[None]:
         _recorders.remove(told)
 
 
-def _start(kernel: Any, grid: Grid, args: tuple[Any, ...], constants: Mapping[str, Any], device: int | None) -> None:
+def _start(kernel: Any, grid: Grid, args: tuple[Any, ...], constants: Mapping[str, Any], device: int) -> None:
     """Triton looks up devices, binds arguments and hashes them at every start, 5 to 20 us. What decides which binary a call
     takes is little: dtypes, whether pointers are multiples of 16, and the values that Triton specialises on."""
+    if torch.cuda.current_device() != device:
+        with torch.cuda.device(device):
+            return _start(kernel, grid, args, constants, device)
     key = (kernel.fn, device, tuple(constants.items()), *map(_specialised, args))
     found = _compiled.get(key)
     if found is None:
-        binary = kernel[grid](*args, **constants)
-        names = [p.name for p in kernel.params]
-        tail = tuple(constants.get(name) for name in names[len(args) :])
+        binary = kernel[grid](*args, enable_fp_fusion=True, **constants)
+        tail = tuple(constants.get(p.name, p.default) for p in kernel.params[len(args) :])
         _compiled[key] = binary, tail
-        return
+        return None
     binary, tail = found
     x, y, z = (*grid, 1, 1)[:3]
     stream = triton.runtime.driver.active.get_current_stream(device)
     binary.run(x, y, z, stream, binary.function, binary.packed_metadata, None, None, None, *args, *tail)
+    return None
 
 
 def _specialised(value: Any) -> Any:
-    """What of an argument decides which binary takes it. Integers count whole: all but row counts are fixed by the weights, and
-    row counts are marked as not specialised, see `varying`."""
+    """What of an argument decides which binary takes it. Triton makes constants of 1 and code of its own for multiples of
+    16, but for parameters that are marked as not specialised, where this only finds the same binary twice."""
     if isinstance(value, Tensor):
         return value.dtype, value.data_ptr() & 15 == 0
     if isinstance(value, bool) or value is None:
