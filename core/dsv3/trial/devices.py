@@ -95,7 +95,8 @@ def probe(subject: Subject) -> Answer:
     """Sets `subject.probes`. Where no device is usable, the default emulated one joins them, so that the rest is checked."""
     if not subject.devices:
         return Answer(absent=subject.missing or "not tried: l0/devices failed")
-    answer, notes = Answer(), []
+    answer = Answer()
+    notes: list[str] = []
     _probe_all(subject, subject.devices, answer, notes)
     if not subject.emulate and not answer.mistakes and all(p.state != "usable" for p in subject.probes):
         emulated = _listed(subject, "default", Answer()) or []
