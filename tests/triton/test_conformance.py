@@ -1,0 +1,21 @@
+"""The conformance suite on emulated devices: every operator that the backends claim, and a model on them."""
+
+import pytest
+
+from dsv3.conformance import run
+
+pytest.importorskip("triton")
+
+DEVICES = (("cuda", "sm_90"), ("cuda", "sm_80"), ("rocm", "gfx942"), ("rocm", "gfx950"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+@pytest.mark.parametrize("backend, arch", DEVICES)
+def test_all_claimed_operators_pass(backend, arch):
+    report = run(backend, level="L1", size="small", emulate=arch)
+    failed = [f"{c.id} on {c.kernel}: {c.message}" for c in report.failed]
+    assert not failed, "\n".join(failed[:20])
+    passed = [c for c in report.cases if c.status == "passed"]
+    margin = max(c.margin for c in passed)
+    print(f"\n{backend} {arch}: {len(passed)} cases of {len({c.op for c in passed})} operators, worst margin {margin:.2f}")
