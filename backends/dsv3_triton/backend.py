@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dsv3.plugin import BackendBase, Device, Kernel
-
+from dsv3.plugin import BackendBase, Device, Kernel, Prepared
 from dsv3_triton.catalogue import kernels
 from dsv3_triton.facts import ARCHITECTURES, of_vendor
 
@@ -28,6 +27,20 @@ class TritonBackend(BackendBase):
 
     def kernels(self, device: Device) -> Iterable[Kernel]:
         return kernels(ARCHITECTURES[device.arch])
+
+    def prepare(self, weight: Prepared, layout: str, device: Device) -> Prepared:
+        if layout != "fnuz":
+            return super().prepare(weight, layout, device)
+        from dsv3_triton.layouts import to_fnuz
+
+        return to_fnuz(weight)
+
+    def unprepare(self, weight: Prepared) -> Prepared:
+        if weight.layout != "fnuz":
+            return super().unprepare(weight)
+        from dsv3_triton.layouts import from_fnuz
+
+        return from_fnuz(weight)
 
     def capture(self, step: Callable[[], Any], device: Device) -> Callable[[], Any] | None:
         """A CUDA (HIP) graph of the step; None where the device is emulated."""
