@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dsv3.plugin import BackendBase, CacheSpec, Device, Kernel, KvDType, Probe
+from dsv3.plugin import BackendBase, CacheSpec, Device, Kernel, KvDType, Prepared, Probe
 from dsv3_triton.catalogue import kernels
 from dsv3_triton.facts import ARCHITECTURES, of_vendor
 from dsv3_triton.requirements import triton_problem
@@ -69,6 +69,20 @@ class TritonBackend(BackendBase):
 
     def cache_spec(self, device: Device, kv_dtype: KvDType) -> CacheSpec:
         return CacheSpec(page_size=64, kv_dtype=kv_dtype)
+
+    def prepare(self, weight: Prepared, layout: str, device: Device) -> Prepared:
+        if layout != "fnuz":
+            return super().prepare(weight, layout, device)
+        from dsv3_triton.layouts import to_fnuz
+
+        return to_fnuz(weight)
+
+    def unprepare(self, weight: Prepared) -> Prepared:
+        if weight.layout != "fnuz":
+            return super().unprepare(weight)
+        from dsv3_triton.layouts import from_fnuz
+
+        return from_fnuz(weight)
 
     def capture(self, step: Callable[[], Any], device: Device) -> Callable[[], Any] | None:
         """A CUDA (HIP) graph of the step, all of whose kernels have run before; None where the device is emulated."""

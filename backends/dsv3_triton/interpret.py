@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.runtime.interpreter import GridExecutor, InterpretedFunction, _patch_lang
 from triton.runtime.jit import JITFunction
 
-from dsv3_triton.interpret_bf16 import bfloat16
+from dsv3_triton.interpret_formats import formats
 
 _OPTIONS = frozenset({"num_warps", "num_stages", "num_ctas", "waves_per_eu", "matrix_instr_nonkdim", "kpack", "maxnreg"})
 # A kernel's executor replaces what `tl` offers; Triton's own functions reach for the same through `tl.core`.
@@ -31,7 +31,7 @@ def interpret(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constan
     function = _of(kernel)
     given = {name: value for name, value in constants.items() if name not in _OPTIONS}
     # Kernels may overflow and divide by zero as devices do, without a word.
-    with _inner_calls(), bfloat16(), np.errstate(all="ignore"):
+    with formats(), _inner_calls(), np.errstate(all="ignore"):
         GridExecutor(function.rewrite(), function.arg_names, grid, [])(*args, **given)
 
 
