@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dsv3.plugin import Kernel
-from dsv3_triton.catalogue import cache, linear, norm, quantize, routing
+from dsv3_triton.catalogue import attention, cache, linear, norm, quantize, routing
 from dsv3_triton.facts import Facts
 
 
 def kernels(facts: Facts) -> list[Kernel]:
     """All kernels for the architecture."""
-    return [kernel for family in (cache, norm, quantize, linear, routing) for kernel in family.kernels(facts)]
+    return [kernel for family in (attention, cache, norm, quantize, linear, routing) for kernel in family.kernels(facts)]
