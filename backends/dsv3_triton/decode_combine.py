@@ -20,15 +20,14 @@ def combine_kernel(
     part = tl.load(part_lse_ptr + row * splits + split, mask=split < splits, other=float("-inf"))
     largest = tl.max(part, axis=0)
     shift = tl.where(largest == float("-inf"), 0.0, largest)
-    weight = tl.exp(part - shift)
-    total = tl.sum(weight, axis=0)
+    total = tl.sum(tl.exp(part - shift), axis=0)
     lse = tl.where(largest == float("-inf"), float("-inf"), shift + tl.log(total))
-    weight = weight / tl.where(total > 0.0, total, 1.0)
     acc = tl.zeros([WIDTH], tl.float32)
     for i in range(splits):
-        w = tl.sum(tl.where(split == i, weight, 0.0), axis=0)
-        some = tl.sum(tl.where(split == i, (part != float("-inf")).to(tl.int32), 0), axis=0) > 0
-        acc += w * tl.load(part_o_ptr + (row * splits + i) * R + lane, mask=(lane < R) & some, other=0.0)
+        one = tl.load(part_lse_ptr + row * splits + i) + tl.zeros([WIDTH], tl.float32)
+        some = (lane < R) & (one > float("-inf"))  # a NaN shows in the total
+        acc += tl.exp(one - shift) * tl.load(part_o_ptr + (row * splits + i) * R + lane, mask=some, other=0.0)
+    acc = acc / tl.where(total == 0.0, 1.0, total)
     tl.store(o_ptr + row * R + lane, acc.to(o_ptr.dtype.element_ty), mask=lane < R)
     tl.store(lse_ptr + head.to(tl.int64) * tokens + token, lse)
 
