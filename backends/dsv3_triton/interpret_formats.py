@@ -70,7 +70,7 @@ def _patch_core(original: Any, lang: Any, scope: Any) -> None:
 @contextlib.contextmanager
 def formats() -> Iterator[None]:
     """Casts and products of bfloat16 and FP8 are those of devices."""
-    mine = {"cast_impl": _cast, "create_fp_to_fp": _change, "create_dot": _dot}
+    mine: dict[str, Any] = {"cast_impl": _cast, "create_fp_to_fp": _change, "create_dot": _dot}
     before = interpreter._patch_lang_core
     for name, function in mine.items():
         setattr(interpreter_builder, name, functools.partial(function, interpreter_builder))

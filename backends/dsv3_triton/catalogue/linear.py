@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from dsv3.plugin import DType, Kernel, Scheme
 from dsv3_triton.facts import Facts
@@ -50,7 +50,7 @@ def _fp8(facts: Facts) -> list[Kernel]:
     """Products of FP8 operands: on matrix units that take their encoding, else decoded to bfloat16, which holds every code.
     NVIDIA's FP8 products are summed with fewer bits, within 128 of K."""
     encoding, way = (facts.fp8, "mma") if facts.fp8 else (_OCP, "decoded")
-    numerics = "tc14" if facts.fp8 and facts.vendor == "nvidia" else "f32"
+    numerics: Literal["tc14", "f32"] = "tc14" if facts.fp8 and facts.vendor == "nvidia" else "f32"
     operands = (DType("a", encoding), DType("b", encoding), _OUT)
     product = Kernel(
         "block_scaled_mm", f"fp8-{way}", f"dsv3_triton.block_scaled:{way}", needs=operands, numerics=numerics,

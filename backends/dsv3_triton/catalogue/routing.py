@@ -15,7 +15,7 @@ def kernels(facts: Facts) -> list[Kernel]:
         Kernel("router_gemm", "fma", "dsv3_triton.routing:router_gemm", needs=(_X,), configs="router_gemm"),
         Kernel(
             "grouped_topk", "rows", "dsv3_triton.routing:grouped_topk", needs=(DType("logits", "float32"), _MOST),
-            batch_invariant=True, configs="grouped_topk",
+            configs="grouped_topk",
         ),
         Kernel("route", "fused", "dsv3_triton.routing:route", needs=(_X, _MOST), configs="route"),
     ]  # fmt: skip
