@@ -29,9 +29,7 @@ def grouped_linear(x: Tensor, w: Prepared, offsets: Tensor, config: Mapping[str,
     return y
 
 
-def fused_experts(
-    x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared, config: Mapping[str, Any]
-) -> Tensor:
+def fused_experts(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared, config: Mapping[str, Any]) -> Tensor:
     """`dsv3.ops.fused_experts`. Rows of x are read through perm; what is between the products is rounded once, to x's dtype or
     to FP8."""
     (m, k), width = (ids.numel(), ids.shape[1]), w2.shape[2]
@@ -74,8 +72,8 @@ def _product(
     requantise = y_scale is not None
     launch(
         grouped_kernel, (tall * triton.cdiv(n, block_n),),
-        x, x_scale, perm, weight, w.tensors.get("scale"), offsets, y.view(torch.uint8) if requantise else y, y_scale, m, tall, n,
-        k, experts, x.stride(0), FP8_MAX["float8_e4m3fnuz" if fnuz else "float8_e4m3fn"],
+        x, x_scale, perm, weight, w.tensors.get("scale"), offsets, y.view(torch.uint8) if requantise else y, y_scale,
+        m, tall, n, k, experts, x.stride(0), weight.shape[2], FP8_MAX["float8_e4m3fnuz" if fnuz else "float8_e4m3fn"],
         KIND=kind, NATIVE=fp8 and native, FNUZ=fnuz, GATED=gated, REQUANTISE=requantise, UE8M0=w.scale_fmt == "ue8m0",
         TOPK=topk, TAIL=tail, DTYPE=tl.bfloat16 if kind == "fp8" else _DOT[dtype],
         LANES=triton.next_power_of_2(experts + 1), BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=config["BLOCK_K"],

@@ -10,11 +10,9 @@ from dsv3_triton.quantize import quantize_group
 
 
 @triton.jit
-def find_tile(
-    tile, offsets_ptr, M, E, BLOCK_M: tl.constexpr, LANES: tl.constexpr, TAIL: tl.constexpr
-):
-    """tile -> expert, its first row and the row after the expert's last. Tiles are counted expert by expert, so that none has rows
-    of two; a tile past the last has no rows. TAIL: rows that belong to nobody are those of expert E. LANES: at least E + 1."""
+def find_tile(tile, offsets_ptr, M, E, BLOCK_M: tl.constexpr, LANES: tl.constexpr, TAIL: tl.constexpr):
+    """tile -> expert, the tile's first row, the row after the expert's last. Tiles are counted expert by expert, so that none
+    has rows of two; a tile past the last has no rows. TAIL: rows that belong to nobody are those of expert E. LANES > E."""
     lane = tl.arange(0, LANES)
     start = tl.load(offsets_ptr + lane, mask=lane <= E, other=0).to(tl.int32)
     end = tl.load(offsets_ptr + lane + 1, mask=lane < E, other=0).to(tl.int32)
@@ -41,13 +39,13 @@ def load_weight(w_ptr, stride, n, inside, first, K, KIND: tl.constexpr, NATIVE: 
         return tl.trans(both.to(DTYPE))
     else:
         k = first + tl.arange(0, BLOCK_K)
-        w = tl.load(w_ptr + row[None, :] + k[:, None], mask=inside[None, :] & (k < K)[:, None], other=0)
+        w = tl.load(w_ptr + row[None, :] + k[:, None], mask=inside[None, :] & (k < K)[:, None], other=0.0 if NATIVE else 0)
         if KIND == "fp8" and NATIVE:
             return w
-        elif KIND[:3] == "fp8" and not NATIVE:
+        elif KIND == "fp8":
             return decode_fp8(w, FNUZ).to(DTYPE)
         elif KIND == "fp8a16":
-            return w.to(tl.float32).to(DTYPE)
+            return w.to(tl.float32).to(DTYPE) if NATIVE else decode_fp8(w, FNUZ).to(DTYPE)
         else:
             return w.to(DTYPE)
 
@@ -69,7 +67,8 @@ def swiglu(gate, up):
 
 @triton.jit(do_not_specialize=["M", "tall"])
 def grouped_kernel(
-    x_ptr, x_scale_ptr, perm_ptr, w_ptr, w_scale_ptr, offsets_ptr, y_ptr, y_scale_ptr, M, tall, N, K, E, stride_x, largest,
+    x_ptr, x_scale_ptr, perm_ptr, w_ptr, w_scale_ptr, offsets_ptr, y_ptr, y_scale_ptr,
+    M, tall, N, K, E, stride_x, stride_w, largest,
     KIND: tl.constexpr, NATIVE: tl.constexpr, FNUZ: tl.constexpr, GATED: tl.constexpr, REQUANTISE: tl.constexpr,
     UE8M0: tl.constexpr, TOPK: tl.constexpr, TAIL: tl.constexpr, DTYPE: tl.constexpr, LANES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
@@ -78,8 +77,8 @@ def grouped_kernel(
 
     x [.., K] rows in order, or with TOPK those of perm // TOPK. GATED: w has 2N rows, and y is the gate's columns through silu
     times the up's. REQUANTISE: y as FP8 codes with a scale per 128 columns, which BLOCK_N is. KIND: "none", "fp8" (activations
-    too, with a scale per 128 of K), "fp8a16", "int8a16", "int4". DTYPE: what the dot takes where it does not take FP8. BAND tile
-    rows go through the columns together.
+    too, with a scale per 128 of K), "fp8a16", "int8a16", "int4". DTYPE: what the dot takes where it is not NATIVE's FP8. BAND
+    tile rows go through the columns together.
     """
     wide = tl.cdiv(N, BLOCK_N)
     band = tl.program_id(0) // (BAND * wide) * BAND
@@ -94,7 +93,6 @@ def grouped_kernel(
     up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if expert < E:
         rows_of_w = N * 2 if GATED else N
-        stride_w = (K + 1) // 2 if KIND == "int4" else K
         groups = (K + 127) // 128
         w_ptr += expert.to(tl.int64) * rows_of_w * stride_w
         if KIND == "int8a16":
@@ -110,7 +108,7 @@ def grouped_kernel(
         for start in range(0, K, BLOCK_K):
             k = start + tl.arange(0, BLOCK_K)
             inside = (row < stop)[:, None] & (k < K)[None, :]
-            x = tl.load(x_ptr + source[:, None] * stride_x + k[None, :], mask=inside, other=0)
+            x = tl.load(x_ptr + source[:, None] * stride_x + k[None, :], mask=inside, other=0.0 if NATIVE else 0)
             if KIND == "fp8" and not NATIVE:
                 x = decode_fp8(x, FNUZ).to(DTYPE)
             w = load_weight(w_ptr, stride_w, n, n < N, start, K, KIND, NATIVE, FNUZ, DTYPE, BLOCK_K)

@@ -6,8 +6,8 @@ from dsv3.plugin import DType, Kernel, Scheme
 
 from dsv3_triton.facts import Facts
 
-_PLAIN = Scheme("none", "int8-w8a16", "int4-w4a16")
-_W8A16 = Scheme("fp8-w8a16")
+# of the products in bfloat16: how much of a tile's registers decoding takes differs
+_TABLES = {"none": "bf16", "fp8-w8a16": "w8a16", "int8-w8a16": "w8a16", "int4-w4a16": "int4"}
 _WEIGHTS = {"grouped_linear": ("w",), "fused_experts": ("w13", "w2")}
 
 
@@ -43,8 +43,14 @@ def _products(op: str, facts: Facts) -> list[Kernel]:
             configs=f"{op}_fp8",
         )
     ]
-    for name, dtype in (("bf16", "bfloat16"), ("f32", "float32")):
-        table = f"{op}_{name}"
-        found.append(Kernel(op, name, target, needs=(_PLAIN, DType("x", dtype)), configs=table))
-        found.append(Kernel(op, f"w8a16-{name}", target, needs=(_W8A16, DType("x", dtype)), layouts=fnuz, configs=table))
+    bf16, f32 = DType("x", "bfloat16"), DType("x", "float32")
+    for name, scheme, layouts in (
+        ("", "none", {}),
+        ("fp8-", "fp8-w8a16", fnuz),
+        ("int8-", "int8-w8a16", {}),
+        ("int4-", "int4-w4a16", {}),
+    ):
+        table = f"{op}_{_TABLES[scheme]}"
+        found.append(Kernel(op, f"{name}bf16", target, needs=(Scheme(scheme), bf16), layouts=layouts, configs=table))
+        found.append(Kernel(op, f"{name}f32", target, needs=(Scheme(scheme), f32), layouts=layouts, configs=f"{op}_f32"))
     return found
