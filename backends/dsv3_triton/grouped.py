@@ -44,6 +44,8 @@ def load_weight(w_ptr, stride, n, inside, first, K, KIND: tl.constexpr, NATIVE: 
             return w
         elif KIND == "fp8":
             return decode_fp8(w, FNUZ).to(DTYPE)
+        elif KIND == "int8":
+            return w
         elif KIND == "fp8a16":
             return w.to(tl.float32).to(DTYPE) if NATIVE else decode_fp8(w, FNUZ).to(DTYPE)
         else:
@@ -65,10 +67,62 @@ def swiglu(gate, up):
     return tl.div_rn(gate, 1.0 + exp_accurate(-gate)) * up
 
 
+@triton.jit
+def sums(
+    x_ptr, x_scale_ptr, source, there, w_ptr, w_scale_ptr, n, N, K, stride_x, stride_w,
+    KIND: tl.constexpr, NATIVE: tl.constexpr, FNUZ: tl.constexpr, GATED: tl.constexpr, DTYPE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Rows `source` of x, where `there`, times rows n of one expert's weight, and with GATED times rows n + N: two tiles, the
+    second nothing otherwise. Scales of 128 values of K are multiplied in here, those of whole rows are not."""
+    gate = tl.zeros([BLOCK_M, BLOCK_N], tl.int32 if KIND == "int8" else tl.float32)
+    up = gate
+    groups = (K + 127) // 128
+    for start in range(0, K, BLOCK_K):
+        k = start + tl.arange(0, BLOCK_K)
+        inside = there[:, None] & (k < K)[None, :]
+        x = tl.load(x_ptr + source[:, None] * stride_x + k[None, :], mask=inside, other=0.0 if NATIVE else 0)
+        if KIND == "fp8" and not NATIVE:
+            x = decode_fp8(x, FNUZ).to(DTYPE)
+        w = load_weight(w_ptr, stride_w, n, n < N, start, K, KIND, NATIVE, FNUZ, DTYPE, BLOCK_K)
+        if GATED:
+            v = load_weight(w_ptr, stride_w, n + N, n < N, start, K, KIND, NATIVE, FNUZ, DTYPE, BLOCK_K)
+        if KIND == "int8":
+            gate = tl.dot(x, w, gate, out_dtype=tl.int32)
+            if GATED:
+                up = tl.dot(x, v, up, out_dtype=tl.int32)
+        elif KIND == "none" or KIND == "int8a16":
+            gate = tl.dot(x, w, gate, input_precision="ieee")
+            if GATED:
+                up = tl.dot(x, v, up, input_precision="ieee")
+        else:
+            scale = load_scale(w_scale_ptr, n, n < N, start, groups, KIND)[None, :]
+            if KIND == "fp8":
+                a = tl.load(x_scale_ptr + source * groups + start // 128, mask=there, other=0.0)[:, None]
+                scale = a * scale
+            gate += tl.dot(x, w, input_precision="ieee") * scale
+            if GATED:
+                scale = load_scale(w_scale_ptr, n + N, n < N, start, groups, KIND)[None, :]
+                if KIND == "fp8":
+                    scale = a * scale
+                up += tl.dot(x, v, input_precision="ieee") * scale
+    return gate, up
+
+
+@triton.jit
+def scaled(tile, x_scale_ptr, source, there, w_scale_ptr, n, inside, KIND: tl.constexpr):
+    """A tile of sums as float32, times the scales of whole rows of x and of the weight."""
+    if KIND == "int8":
+        tile = tile.to(tl.float32) * tl.load(x_scale_ptr + source, mask=there, other=0.0)[:, None]
+    if KIND == "int8" or KIND == "int8a16":
+        tile = tile * tl.load(w_scale_ptr + n, mask=inside, other=0.0)[None, :]
+    return tile
+
+
 @triton.jit(do_not_specialize=["M", "tall"])
 def grouped_kernel(
     x_ptr, x_scale_ptr, perm_ptr, w_ptr, w_scale_ptr, offsets_ptr, y_ptr, y_scale_ptr,
-    M, tall, N, K, E, stride_x, stride_w, largest,
+    M, tall, N, K, E, stride_x, stride_w, stride_e, stride_scale, largest,
     KIND: tl.constexpr, NATIVE: tl.constexpr, FNUZ: tl.constexpr, GATED: tl.constexpr, REQUANTISE: tl.constexpr,
     UE8M0: tl.constexpr, TOPK: tl.constexpr, TAIL: tl.constexpr, DTYPE: tl.constexpr, LANES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BAND: tl.constexpr,
@@ -76,8 +130,8 @@ def grouped_kernel(
     """One program: BLOCK_M rows of one expert x BLOCK_N columns of y [M, N].
 
     x [.., K] rows in order, or with TOPK those of perm // TOPK. GATED: w has 2N rows, and y is the gate's columns through silu
-    times the up's. REQUANTISE: y as FP8 codes with a scale per 128 columns, which BLOCK_N is. KIND: "none", "fp8" (activations
-    too, with a scale per 128 of K), "fp8a16", "int8a16", "int4". DTYPE: what the dot takes where it is not NATIVE's FP8. BAND
+    times the up's. REQUANTISE: y as FP8 codes with a scale per 128 columns, which BLOCK_N is. KIND: "none", "fp8" and "int8"
+    (activations too), "fp8a16", "int8a16", "int4". DTYPE: what the dot takes where it is neither NATIVE's FP8 nor int8. BAND
     tile rows go through the columns together.
     """
     wide = tl.cdiv(N, BLOCK_N)
@@ -87,59 +141,33 @@ def grouped_kernel(
     expert, first, stop = find_tile(band + inner % height, offsets_ptr, M, E, BLOCK_M, LANES, TAIL)
     if first >= stop:
         return
-    n = inner // height * BLOCK_N + tl.arange(0, BLOCK_N)
+    column = inner // height
+    n = column * BLOCK_N + tl.arange(0, BLOCK_N)
     row = first + tl.arange(0, BLOCK_M)
-    gate = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    up = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    if expert < E:
-        rows_of_w = N * 2 if GATED else N
-        groups = (K + 127) // 128
-        w_ptr += expert.to(tl.int64) * rows_of_w * stride_w
-        if KIND == "int8a16":
-            w_scale_ptr += expert * rows_of_w
-        elif KIND == "int4":
-            w_scale_ptr += expert.to(tl.int64) * rows_of_w * groups
-        elif KIND != "none":
-            w_scale_ptr += expert.to(tl.int64) * ((rows_of_w + 127) // 128) * groups
-        source = row
-        if TOPK > 0:
-            source = tl.load(perm_ptr + row, mask=row < stop, other=0) // TOPK
-        source = source.to(tl.int64)
-        for start in range(0, K, BLOCK_K):
-            k = start + tl.arange(0, BLOCK_K)
-            inside = (row < stop)[:, None] & (k < K)[None, :]
-            x = tl.load(x_ptr + source[:, None] * stride_x + k[None, :], mask=inside, other=0.0 if NATIVE else 0)
-            if KIND == "fp8" and not NATIVE:
-                x = decode_fp8(x, FNUZ).to(DTYPE)
-            w = load_weight(w_ptr, stride_w, n, n < N, start, K, KIND, NATIVE, FNUZ, DTYPE, BLOCK_K)
-            if GATED:
-                v = load_weight(w_ptr, stride_w, n + N, n < N, start, K, KIND, NATIVE, FNUZ, DTYPE, BLOCK_K)
-            if KIND == "none" or KIND == "int8a16":
-                gate = tl.dot(x, w, gate, input_precision="ieee")
-                if GATED:
-                    up = tl.dot(x, v, up, input_precision="ieee")
-            else:
-                scale = load_scale(w_scale_ptr, n, n < N, start, groups, KIND)[None, :]
-                if KIND == "fp8":
-                    a = tl.load(x_scale_ptr + source * groups + start // 128, mask=row < stop, other=0.0)[:, None]
-                    scale = a * scale
-                gate += tl.dot(x, w, input_precision="ieee") * scale
-                if GATED:
-                    scale = load_scale(w_scale_ptr, n + N, n < N, start, groups, KIND)[None, :]
-                    if KIND == "fp8":
-                        scale = a * scale
-                    up += tl.dot(x, v, input_precision="ieee") * scale
-        if KIND == "int8a16":
-            gate *= tl.load(w_scale_ptr + n, mask=n < N, other=0.0)[None, :]
-            if GATED:
-                up *= tl.load(w_scale_ptr + N + n, mask=n < N, other=0.0)[None, :]
-    if GATED:
-        gate = swiglu(gate, up)
-    inside = (row < stop)[:, None] & (n < N)[None, :]
+    there = row < stop
+    inside = there[:, None] & (n < N)[None, :]
     at = row.to(tl.int64)[:, None] * N + n[None, :]
+    if TAIL:  # noqa: SIM102  decided when compiled; the other when it runs
+        if expert == E:
+            tl.store(y_ptr + at, tl.zeros([BLOCK_M, BLOCK_N], y_ptr.dtype.element_ty), mask=inside)
+            return
+    source = row
+    if TOPK > 0:
+        source = tl.load(perm_ptr + row, mask=there, other=0) // TOPK
+    source = source.to(tl.int64)
+    w_ptr += expert.to(tl.int64) * stride_e
+    if KIND != "none":
+        w_scale_ptr += expert.to(tl.int64) * stride_scale
+    gate, up = sums(
+        x_ptr, x_scale_ptr, source, there, w_ptr, w_scale_ptr, n, N, K, stride_x, stride_w,
+        KIND, NATIVE, FNUZ, GATED, DTYPE, BLOCK_M, BLOCK_N, BLOCK_K,
+    )  # fmt: skip
+    y = scaled(gate, x_scale_ptr, source, there, w_scale_ptr, n, n < N, KIND)
+    if GATED:
+        y = swiglu(y, scaled(up, x_scale_ptr, source, there, w_scale_ptr, n + N, n < N, KIND))
     if REQUANTISE:
-        q, scale = quantize_group(gate, 1e-4, largest, UE8M0, FNUZ)
+        q, scale = quantize_group(y, 1e-4, largest, UE8M0, FNUZ)
         tl.store(y_ptr + at, q, mask=inside)
-        tl.store(y_scale_ptr + row.to(tl.int64) * wide + inner // height, scale, mask=row < stop)
+        tl.store(y_scale_ptr + row.to(tl.int64) * wide + column, scale, mask=there)
     else:
-        tl.store(y_ptr + at, gate.to(y_ptr.dtype.element_ty), mask=inside)
+        tl.store(y_ptr + at, y.to(y_ptr.dtype.element_ty), mask=inside)

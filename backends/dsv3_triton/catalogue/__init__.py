@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dsv3.plugin import Kernel
-
 from dsv3_triton.catalogue import experts, linear, quantize, routing
 from dsv3_triton.facts import Facts
 

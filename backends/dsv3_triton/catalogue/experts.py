@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dsv3.plugin import DType, Kernel, Scheme
-
 from dsv3_triton.facts import Facts
 
 # of the products in bfloat16: how much of a tile's registers decoding takes differs
@@ -28,7 +27,7 @@ def kernels(facts: Facts) -> list[Kernel]:
 
 
 def _products(op: str, facts: Facts) -> list[Kernel]:
-    """FP8 by FP8, bfloat16, float32. Where the hardware's FP8 is e4m3fnuz, FP8 weights are prepared as such."""
+    """FP8 by FP8, int8 by int8, bfloat16, float32. Where the hardware's FP8 is e4m3fnuz, FP8 weights are prepared as such."""
     target = f"dsv3_triton.experts:{op}"
     fnuz = dict.fromkeys(_WEIGHTS[op], "fnuz") if facts.fp8 == "float8_e4m3fnuz" else {}
     numerics = "tc14" if facts.fp8 and facts.vendor == "nvidia" else "f32"
@@ -43,6 +42,9 @@ def _products(op: str, facts: Facts) -> list[Kernel]:
             configs=f"{op}_fp8",
         )
     ]
+    found.append(
+        Kernel(op, "int8", target, needs=(Scheme("int8-w8a8"), DType("x", "bfloat16", "float32")), configs=f"{op}_int8")
+    )
     bf16, f32 = DType("x", "bfloat16"), DType("x", "float32")
     for name, scheme, layouts in (
         ("", "none", {}),
