@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dsv3.plugin import Kernel
-from dsv3_triton.catalogue import attention, cache, linear, norm, quantize, routing
+from dsv3_triton.catalogue import attention, cache, experts, linear, norm, quantize, routing
 from dsv3_triton.facts import Facts
+
+_FAMILIES = (attention, cache, experts, linear, norm, quantize, routing)
 
 
 def kernels(facts: Facts) -> list[Kernel]:
     """All kernels for the architecture."""
-    return [kernel for family in (attention, cache, norm, quantize, linear, routing) for kernel in family.kernels(facts)]
+    return [kernel for family in _FAMILIES for kernel in family.kernels(facts)]
