@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dsv3.plugin import BackendBase, Device, Kernel
+from dsv3.plugin import BackendBase, CacheSpec, Device, Kernel, KvDType
 
 from dsv3_triton.catalogue import kernels
 from dsv3_triton.facts import ARCHITECTURES, of_vendor
@@ -28,6 +28,10 @@ class TritonBackend(BackendBase):
 
     def kernels(self, device: Device) -> Iterable[Kernel]:
         return kernels(ARCHITECTURES[device.arch])
+
+    def cache_spec(self, device: Device, kv_dtype: KvDType) -> CacheSpec:
+        """Pages of 64 tokens; an FP8 cache in the encoding that the device converts itself."""
+        return CacheSpec(64, kv_dtype, ARCHITECTURES[device.arch].fp8 or "float8_e4m3fn")
 
     def capture(self, step: Callable[[], Any], device: Device) -> Callable[[], Any] | None:
         """A CUDA (HIP) graph of the step; None where the device is emulated."""
