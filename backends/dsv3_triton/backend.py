@@ -67,9 +67,6 @@ class TritonBackend(BackendBase):
         facts = ARCHITECTURES.get(device.arch)
         return kernels(facts) if facts else []
 
-    def cache_spec(self, device: Device, kv_dtype: KvDType) -> CacheSpec:
-        return CacheSpec(page_size=64, kv_dtype=kv_dtype)
-
     def prepare(self, weight: Prepared, layout: str, device: Device) -> Prepared:
         if layout != "fnuz":
             return super().prepare(weight, layout, device)
@@ -83,6 +80,10 @@ class TritonBackend(BackendBase):
         from dsv3_triton.layouts import from_fnuz
 
         return from_fnuz(weight)
+
+    def cache_spec(self, device: Device, kv_dtype: KvDType) -> CacheSpec:
+        """Pages of 64 tokens; an FP8 cache in the encoding that the device converts itself."""
+        return CacheSpec(64, kv_dtype, ARCHITECTURES[device.arch].fp8 or "float8_e4m3fn")
 
     def capture(self, step: Callable[[], Any], device: Device) -> Callable[[], Any] | None:
         """A CUDA (HIP) graph of the step, all of whose kernels have run before; None where the device is emulated."""

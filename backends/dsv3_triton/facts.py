@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from dsv3.plugin import Capability
+from dsv3.plugin import Capability, KvEncoding
 
 _KIB = 1024
 
@@ -21,7 +21,7 @@ class Facts:
     arch: str
     vendor: Literal["nvidia", "amd"]
     title: str
-    fp8: str
+    fp8: KvEncoding | Literal[""]
     shared_memory: int
     warp: int
     matrix: str
@@ -37,7 +37,8 @@ class Facts:
         return Capability(frozenset(dtypes), self.features, {"shared_memory": self.shared_memory, "warp": self.warp})
 
 
-_OCP, _FNUZ = "float8_e4m3fn", "float8_e4m3fnuz"
+_OCP: KvEncoding = "float8_e4m3fn"
+_FNUZ: KvEncoding = "float8_e4m3fnuz"
 _ALL = (
     Facts("sm_80", "nvidia", "Ampere, A100", "", 163 * _KIB, 32, "mma"),
     Facts("sm_86", "nvidia", "Ampere, RTX 30 and A10", "", 99 * _KIB, 32, "mma"),

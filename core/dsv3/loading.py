@@ -57,6 +57,7 @@ def load(
     progress: bool | None = None,
     check: bool | None = None,
     selection: Mapping[str, Any] | None = None,
+    graphs: bool | None = None,
 ) -> Model:
     """Load a checkpoint and bind its operators to kernels.
 
@@ -69,11 +70,15 @@ def load(
     architecture's name. threads: torch's CPU threads. progress: None shows it on a terminal.
     check: compare every call with its reference, see `Model.check_report`; None asks the variable DSV3_CHECK.
     selection: what `Placement.selection()` gave in another process: the same kernels are bound, and nothing is selected.
+    graphs: capture decode steps and replay them: None where backend and kernels allow it, False never; a note in the placement
+    says what stands against it. A checked model never does.
 
     Raises UsageError, BackendUnavailable, CheckpointError, UnsupportedModel.
     """
     checked = variable("check") if check is None else check
-    asked = _Request(model, backend, device, dtype, quant, kv_dtype, pins, strict, mtp, emulate, bool(checked), selection)
+    asked = _Request(
+        model, backend, device, dtype, quant, kv_dtype, pins, strict, mtp, emulate, bool(checked), selection, graphs=graphs
+    )
     asked.check(threads)
     return _load(replace(asked, device=None if device == "meta" else device), device == "meta", threads, progress)
 
@@ -105,9 +110,13 @@ def load_on(
     kv_dtype: KvDType | None = None,
     strict: bool = False,
     mtp: bool = True,
+    check: bool = False,
+    graphs: bool | None = None,
 ) -> Model:
     """`load` on a backend and device that are at hand, which need not be installed: what the conformance suite calls."""
-    asked = _Request(model, source.name, None, dtype, quant, kv_dtype, {}, strict, mtp, False, source=source)
+    asked = _Request(
+        model, source.name, None, dtype, quant, kv_dtype, {}, strict, mtp, False, check, source=source, graphs=graphs
+    )  # fmt: skip
     asked.check(None)
     return _load(asked, False, None, False)
 
@@ -156,6 +165,7 @@ class _Request:
     compare: bool = False
     selection: Mapping[str, Any] | None = None
     source: Source | None = None  # a backend that is at hand already
+    graphs: bool | None = None
 
     @property
     def emulated(self) -> str | None:
@@ -180,6 +190,8 @@ class _Request:
         ):
             if value is not None and value not in known:
                 raise UsageError(f"{what} {value!r} is not one of {', '.join(known)}{nearest(str(value), known)}")
+        if self.graphs not in (None, True, False):
+            raise UsageError(f"graphs is {self.graphs!r}; expected True, False or nothing")
         if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or not 1 <= threads <= 4096):
             raise UsageError(f"threads is {threads!r}; expected an integer from 1 to 4096")
 
@@ -275,7 +287,9 @@ def _build(
             f"strict: backend {source.name!r} leaves {len(fallbacks)} operators to the reference: {listed}"
         )
     paths = {id(value): path for path, _, _, value in walk(weights)}
-    model = Model(config, seen.graph, seen.sample, placement, spec, source, place, torch_dtype)
+    model = Model(
+        config, seen.graph, seen.sample, placement, spec, source, place, torch_dtype, seen.decode, asked.graphs
+    )  # fmt: skip
     return model, weights, binding, paths
 
 

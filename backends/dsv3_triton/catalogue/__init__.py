@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dsv3.plugin import Kernel
-from dsv3_triton.catalogue import attention, cache, experts, linear, norm, quantize, routing
+from dsv3_triton.catalogue import attention, cache, ends, experts, linear, norm, quantize, routing
 from dsv3_triton.facts import Facts
 
-_FAMILIES = (attention, cache, experts, linear, norm, quantize, routing)
+_FAMILIES = (attention, cache, ends, experts, linear, norm, quantize, routing)
 
 
 def kernels(facts: Facts) -> list[Kernel]:

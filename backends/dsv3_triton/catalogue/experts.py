@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dsv3.plugin import DType, Kernel, Scheme
 from dsv3_triton.facts import Facts
 
@@ -30,7 +32,7 @@ def _products(op: str, facts: Facts) -> list[Kernel]:
     """FP8 by FP8, int8 by int8, bfloat16, float32. Where the hardware's FP8 is e4m3fnuz, FP8 weights are prepared as such."""
     target = f"dsv3_triton.experts:{op}"
     fnuz = dict.fromkeys(_WEIGHTS[op], "fnuz") if facts.fp8 == "float8_e4m3fnuz" else {}
-    numerics = "tc14" if facts.fp8 and facts.vendor == "nvidia" else "f32"
+    numerics: Literal["tc14", "f32"] = "tc14" if facts.fp8 and facts.vendor == "nvidia" else "f32"
     found = [
         Kernel(
             op,

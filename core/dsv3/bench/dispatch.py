@@ -175,7 +175,7 @@ def _noop_graph(config: ModelConfig) -> tuple[Transformer, Moe, MoeWeights]:
     source = Source(backend, device, backend.capability, "dsv3 bench")
     for run in (0, 1):
         with sites.recording(run):
-            trace(graph, config, torch.float32, CacheSpec(64, "float32"), run + 1, sample)
+            trace(graph, config, torch.float32, CacheSpec(64, "float32"), run + 1, sample, sites)
     Binder(Catalogue(source), Catalogue(named("reference", "cpu", None)), {}).bind(sites)
     return graph, found, found.w
 

@@ -26,6 +26,36 @@ def bytes_progress(what: str, total: int, show: bool | None = None) -> Iterator[
 
 
 @contextmanager
+def steps_progress(what: str, total: int, show: bool | None = None) -> Iterator[Callable[[str], None]]:
+    """Yields a function to call with what the next of `total` steps is. show: as in `bytes_progress`."""
+    if show is False or (show is None and not sys.stderr.isatty()):
+        yield lambda text: None
+    elif sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}", markup=False))
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("", total=total, completed=-1)
+            yield lambda text: progress.update(task, advance=1, description=text)
+    else:
+        yield _StepLines(what, total)
+
+
+class _StepLines:
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.last = time.perf_counter()
+
+    def __call__(self, text: str) -> None:
+        self.done += 1
+        now = time.perf_counter()
+        if now - self.last >= _LINE_EVERY_S:
+            self.last = now
+            print(f"{self.what}: {self.done} of {self.total}: {text}", file=sys.stderr)
+
+
+@contextmanager
 def _bar(what: str, total: int) -> Iterator[Advance]:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn

@@ -87,6 +87,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
     _placement(parser)
     _setting(parser, "threads", "max_new_tokens", "temperature", "top_p", "seed", "draft")
     _setting(parser, "check")
+    parser.add_argument("--no-graphs", action="store_true", help="run decode steps kernel by kernel instead of as a graph")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; repeatable")
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the end-of-text token")
     parser.add_argument("--interactive", action="store_true", help="converse; /clear forgets, /exit ends")

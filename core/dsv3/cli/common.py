@@ -23,7 +23,8 @@ def load_model(arguments: argparse.Namespace, settings: dict[str, Any]) -> Model
     """The model that the flags ask for."""
     from dsv3.loading import load
 
-    options = {"threads": settings["threads"], "check": settings["check"], "progress": True}
+    graphs = False if getattr(arguments, "no_graphs", False) else None
+    options = {"threads": settings["threads"], "check": settings["check"], "progress": True, "graphs": graphs}
     return load(settings["model"], **options, **_placement(arguments, settings))
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dsv3.engine.model import Model
     from dsv3.engine.sequence import Generation
 
+_CONVERSATION = 4096  # tokens that a conversation is expected to have
 _SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "draft")
 
 
@@ -44,6 +45,9 @@ def _run(
 ) -> int:
     model = load_model(arguments, settings)
     placement = model.placement()
+    device = placement.device
+    if device.family != "cpu" and not device.emulated:  # else compiling would count into the time to the first token
+        _warm_up(model, prompts, options, arguments.input_file)
     print(f"dsv3: {placement.summary}", file=sys.stderr)
     for note in placement.notes:
         print(f"dsv3: note: {note}", file=sys.stderr)
@@ -53,6 +57,16 @@ def _run(
         if (report := model.check_report()) is not None:
             print(f"dsv3: check: {report}", file=sys.stderr)
     return 0
+
+
+def _warm_up(model: Model, prompts: list[str] | None, options: Mapping[str, Any], file: str | None) -> None:
+    """Ready for these prompts, or for a conversation of some length."""
+    if prompts is None:
+        batch, tokens = 1, _CONVERSATION
+    else:
+        batch = min(len(prompts), MAX_BATCH)
+        tokens = max(len(_encoded(model, prompt, number, file)) for number, prompt in enumerate(prompts))
+    model.warm_up(batch, True, tokens=tokens + max(options["max_new_tokens"], 1), draft=options["draft"])
 
 
 def _answer(

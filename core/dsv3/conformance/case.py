@@ -22,11 +22,12 @@ NAMES = {"f32": "float32", "bf16": "bfloat16", "f64": "float64", "f16": "float16
 
 @dataclass(frozen=True)
 class Setting:
-    """What the backend chooses: tokens per page of its latent cache, and the dtype it keeps one in that is not FP8 (None: that
-    of the activations)."""
+    """What the backend chooses: tokens per page of its latent cache, the dtype it keeps one in that is not FP8 (None: that of
+    the activations), and the encoding of one that is."""
 
     page_size: int = 64
     kept: torch.dtype | None = None
+    encoding: torch.dtype = torch.float8_e4m3fn
 
     def held(self, kv: str, dtype: torch.dtype) -> torch.dtype:
         """The dtype of what a cache holds that is not FP8."""
@@ -161,19 +162,24 @@ def down(d: Data, name: str, quant: Quant, lead: Sequence[int], n: int, width: i
     return w
 
 
-def empty_cache(pages: int, page_size: int, rank: int, rope: int, kv: str, dtype: torch.dtype) -> LatentCache:
-    """A cache full of NaN: whatever is read without having been written shows. kv: "act", "fp8", or a dtype of TAGS."""
-    dtype = TAGS.get(kv, dtype)
+def nan_(plane: Tensor) -> Tensor:
+    """The plane of a cache, filled with NaN."""
+    if plane.element_size() > 1:
+        return plane.fill_(float("nan"))
+    plane.view(torch.uint8).fill_(0x80 if plane.dtype == torch.float8_e4m3fnuz else 0x7F)
+    return plane
+
+
+def empty_cache(pages: int, s: Setting, rank: int, rope: int, kv: str, dtype: torch.dtype) -> LatentCache:
+    """A cache full of NaN, as the backend keeps it: whatever is read without having been written shows. kv: "act", "fp8", or a
+    dtype of TAGS."""
+    dtype = TAGS.get(kv, s.held(kv, dtype))
 
     def plane(width: int, of: torch.dtype) -> Tensor:
-        made = torch.empty(pages, page_size, width, dtype=of)
-        if made.element_size() == 1:
-            made.view(torch.uint8).fill_(0x7F)  # NaN in e4m3fn
-            return made
-        return made.fill_(float("nan"))
+        return nan_(torch.empty(pages, s.page_size, width, dtype=of))
 
     if kv == "fp8":
-        return LatentCache(plane(rank, torch.float8_e4m3fn), plane(rope, dtype), plane(blocks(rank), torch.float32))
+        return LatentCache(plane(rank, s.encoding), plane(rope, dtype), plane(blocks(rank), torch.float32))
     return LatentCache(plane(rank, dtype), plane(rope, dtype))
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dsv3.budget.tensors import raw_bytes
+from dsv3.conformance.case import nan_
 from dsv3.conformance.data import Data
 from dsv3.conformance.model import FACTOR, Answer, Check, Formats, Runs, _bound, compare, formats_of
 from dsv3.conformance.result import Size
@@ -89,12 +90,8 @@ def poison(cache: BatchCache) -> None:
     """NaN in every plane."""
     for layer in cache.layers:
         for plane in (layer.ckv, layer.kpe, layer.scale):
-            if plane is None:
-                continue
-            if plane.element_size() == 1:
-                plane.view(torch.uint8).fill_(0x7F)
-            else:
-                plane.fill_(float("nan"))
+            if plane is not None:
+                nan_(plane)
 
 
 def _nan_tail(r: Runs) -> Answer:

@@ -65,7 +65,8 @@ class Target:
     def setting(self, case: Case) -> Setting:
         """What the backend chooses for a case: it is asked as the engine would ask it, for a dtype that the device has."""
         if case.kv:
-            return Setting(self._cache(case.kv).page_size)
+            found = self._cache(case.kv)
+            return Setting(found.page_size, encoding=getattr(torch, found.encoding))
         listed = [d for d in (NAMES[case.tag], "bfloat16", "float32", "float64") if d in self.source.capability.dtypes]
         asked = [d for d in listed if d in get_args(KvDType)]
         if not asked:

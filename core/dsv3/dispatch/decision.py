@@ -83,7 +83,7 @@ class Quarantine:
 class Binding:
     """The outcome: buckets, decisions per site and bucket, the layout and backend of each weight that is not canonical, and all
     kernels that were on offer, by backend and operator. quarantined: what failed while running. checker: compares every call
-    with its reference; None unless asked for."""
+    with its reference; None unless asked for. settled: while a step is being captured no kernel takes another's place."""
 
     buckets: list[Bucket]
     decisions: list[tuple[str, str, list[Decision]]]
@@ -92,6 +92,7 @@ class Binding:
     notes: list[str] = field(default_factory=list)
     quarantined: list[Quarantine] = field(default_factory=list)
     checker: Checker | None = None
+    settled: bool = False
 
     def bucket(self, tokens: int) -> int:
         """Index of the bucket that a step of this many tokens falls into; looked up once per step."""

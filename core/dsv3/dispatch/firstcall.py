@@ -148,6 +148,8 @@ class Assembly:
         kernel raised where the next says the same: then the input is at fault."""
         slot = guard.slot
         decision, op = slot.decision, slot.decision.op
+        if self.binding.settled:
+            raise error
         if isinstance(error, Dsv3Error) and slot.kernel.source.name == self.binder.reference.source.name:
             raise error  # the reference says what is wrong with the arguments
         shapes = shapes_of(op, arguments)

@@ -57,6 +57,14 @@ class Sites:
         for site in self.all:
             site.clear()
 
+    def calls(self) -> list[int]:
+        """How many calls each site has recorded."""
+        return [sum(map(len, site.seen)) for site in self.all]
+
+    def called_since(self, before: list[int]) -> set[Site]:
+        """The sites that were called since `calls()` gave that."""
+        return {site for site, now, then in zip(self.all, self.calls(), before, strict=True) if now > then}
+
 
 def _recorder(op: str, seen: list[Mapping[str, Any]]) -> Callable[..., Any]:
     known = spec(op)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, get_args
 
 from dsv3.errors import nearest
-from dsv3.plugin import CacheSpec, Capability, Device, Kernel, KvDType, Prepared, Probe
+from dsv3.plugin import CacheSpec, Capability, Device, Kernel, KvDType, KvEncoding, Prepared, Probe
 from dsv3.plugin.device import ProbeState
 
 _DEVICE = {
@@ -69,6 +69,8 @@ def cache_spec_mistake(spec: Any) -> str | None:
         return f"page_size {spec.page_size!r}, which is no positive number of tokens"
     if spec.kv_dtype not in get_args(KvDType):
         return f"kv_dtype {spec.kv_dtype!r}, which is none of {', '.join(get_args(KvDType))}"
+    if spec.encoding not in get_args(KvEncoding):
+        return f"encoding {spec.encoding!r}, which is none of {', '.join(get_args(KvEncoding))}"
     return None
 
 

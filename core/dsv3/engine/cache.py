@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dsv3.graph.config import ModelConfig
 from dsv3.graph.step import Step
-from dsv3.plugin import CacheSpec, KvDType, LatentCache
+from dsv3.plugin import CacheSpec, LatentCache
 from dsv3.quant.fp8 import blocks
 
 
-def allocate_planes(
-    c: ModelConfig, pages: int, page_size: int, kv_dtype: KvDType, dtype: torch.dtype, device: torch.device
-) -> LatentCache:
+def allocate_planes(c: ModelConfig, pages: int, spec: CacheSpec, dtype: torch.dtype, device: torch.device) -> LatentCache:
     """One layer's cache. FP8 latents have per-token scales and keep their rotary keys in the activation dtype."""
-    shape = (pages, page_size)
+    shape = (pages, spec.page_size)
 
     def plane(width: int, of: torch.dtype) -> Tensor:
         return torch.zeros(*shape, width, dtype=of, device=device)
 
-    if kv_dtype == "fp8":
+    if spec.kv_dtype == "fp8":
         scale = plane(blocks(c.kv_lora_rank), torch.float32)
-        return LatentCache(plane(c.kv_lora_rank, torch.float8_e4m3fn), plane(c.qk_rope_head_dim, dtype), scale)
-    stored = getattr(torch, kv_dtype)
+        return LatentCache(plane(c.kv_lora_rank, getattr(torch, spec.encoding)), plane(c.qk_rope_head_dim, dtype), scale)
+    stored = getattr(torch, spec.kv_dtype)
     return LatentCache(plane(c.kv_lora_rank, stored), plane(c.qk_rope_head_dim, stored))
 
 
@@ -39,23 +38,49 @@ class Run:
     position: int
 
 
+@dataclass(frozen=True)
+class Indices:
+    """What a `Step` has on the device, as lists."""
+
+    ids: list[int]
+    positions: list[int]
+    slots: list[int]
+    block_table: list[list[int]]
+    seq_lens: list[int]
+    cu_q: list[int]
+    cu_k: list[int]
+
+
 class BatchCache:
-    """Pages for a fixed batch: every sequence gets as many as its longest length needs."""
+    """Pages for a fixed batch: every sequence gets as many as its longest length needs. captured: decode steps over these very
+    planes that can be replayed, see `dsv3.engine.graphs`."""
 
     def __init__(
         self, c: ModelConfig, layers: int, spec: CacheSpec, dtype: torch.dtype, device: torch.device, lengths: Sequence[int]
     ) -> None:
         self.page_size, self.device = spec.page_size, device
-        counts = [max(1, -(-n // spec.page_size)) for n in lengths]
-        total, first = sum(counts), 0
         self.pages: list[list[int]] = []
+        self.total = sum(self._counts(lengths))
+        self.assign(lengths)
+        self.layers = [allocate_planes(c, self.total, spec, dtype, device) for _ in range(layers)]
+        self.captured: dict[Any, Any] = {}
+
+    def _counts(self, lengths: Sequence[int]) -> list[int]:
+        return [max(1, -(-n // self.page_size)) for n in lengths]
+
+    def assign(self, lengths: Sequence[int]) -> bool:
+        """Hand the pages to another batch; False if there are not enough. What they held stays: it is never read."""
+        counts, first = self._counts(lengths), 0
+        if sum(counts) > self.total:
+            return False
+        self.pages = []
         for count in counts:
             self.pages.append(list(range(first, first + count)))
             first += count
-        self.layers = [allocate_planes(c, total, spec.page_size, spec.kv_dtype, dtype, device) for _ in range(layers)]
+        return True
 
-    def step(self, runs: Sequence[Run], bucket: Callable[[int], int], absorbed: bool, start: int = 0) -> Step:
-        """The metadata of one step over these runs, in order. bucket: which bound kernels a number of rows takes."""
+    def indices(self, runs: Sequence[Run], start: int = 0) -> Indices:
+        """Where the tokens of a step over these runs go, and what they see."""
         size = self.page_size
         ids: list[int] = []
         positions: list[int] = []
@@ -70,19 +95,18 @@ class BatchCache:
             cu_k.append(cu_k[-1] + max(stop - start, 0))
         used = [-(-n // size) for n in lengths]
         table = [(self.pages[r.row][:u] + [0] * (max(used) - u)) for r, u in zip(runs, used, strict=True)]
+        return Indices(ids, positions, slots, table, lengths, cu_q, cu_k)
+
+    def step(self, runs: Sequence[Run], bucket: Callable[[int], int], absorbed: bool, start: int = 0) -> Step:
+        """The metadata of one step over these runs, in order. bucket: which bound kernels a number of rows takes."""
+        found = self.indices(runs, start)
         return Step(
-            ids=self._index(ids),
-            positions=self._index(positions),
-            slots=self._index(slots),
-            block_table=self._index(table),
-            seq_lens=self._index(lengths),
-            cu_q=self._index(cu_q),
-            cu_k=self._index(cu_k),
+            **{f.name: self._index(getattr(found, f.name)) for f in fields(Indices)},
             max_q=max(len(r.ids) for r in runs),
-            max_k=max(max(n - start, 0) for n in lengths),
-            total_k=cu_k[-1],
-            bucket=bucket(len(ids)),
-            bucket_k=bucket(cu_k[-1]),
+            max_k=max(max(n - start, 0) for n in found.seq_lens),
+            total_k=found.cu_k[-1],
+            bucket=bucket(len(found.ids)),
+            bucket_k=bucket(found.cu_k[-1]),
             absorbed=absorbed,
             start=start,
         )

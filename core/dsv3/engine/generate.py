@@ -35,12 +35,15 @@ class _Batch:
         for row, sequence in enumerate(sequences):
             sequence.row = row
         # One slot more: a draft is written past the last token that can be accepted.
-        self.cache = model.new_cache([len(s.prompt) + s.limit + 1 for s in sequences])
+        self.cache = model.lease_cache([len(s.prompt) + s.limit + 1 for s in sequences])
 
     def run(self) -> Iterator[Event]:
-        yield from self._prefill()
-        while active := [s for s in self.sequences if not s.done]:
-            yield from self._decode(active)
+        try:
+            yield from self._prefill()
+            while active := [s for s in self.sequences if not s.done]:
+                yield from self._decode(active)
+        finally:
+            self.model.give_back(self.cache)
 
     def _prefill(self) -> Iterator[Event]:
         """All prompts, in steps of at most PREFILL_TOKENS; a sequence's first token is chosen as soon as its prompt is in."""
@@ -69,16 +72,21 @@ class _Batch:
 
     def _step(self, runs: list[Run], owners: list[Sequence], absorbed: bool) -> Iterator[Event]:
         """Forward, choose a token after every run that reaches its sequence's end, verify drafts, draft anew."""
-        hidden, for_mtp = self.model.forward(self.cache, runs, absorbed)
+        logits: Tensor | None = None
+        if absorbed:
+            hidden, for_mtp, logits = self.model.decode(self.cache, runs)
+        else:
+            hidden, for_mtp = self.model.forward(self.cache, runs, False)
         ends, rows = _bounds(runs), []
         for run, s, end in zip(runs, owners, ends, strict=True):
             new = run.position + len(run.ids) - s.length
             if new >= 0:  # the last known token was fed, and perhaps a draft after it
                 rows.append((s, range(end - new - 1, end)))
-        tokens = self._choose(hidden, rows)
+        tokens = self._choose(hidden, logits, rows)
         kept: dict[int, int] = {}
         for s, span in rows:
             s.steps += 1
+            s.graph_steps += logits is not None
             guess, shown = s.draft, ""
             for n, row in enumerate(span):
                 shown += s.append(tokens[row])
@@ -91,15 +99,16 @@ class _Batch:
         if self.draft:
             self._draft(runs, owners, for_mtp, kept, absorbed)
 
-    def _choose(self, hidden: Tensor, rows: list[tuple[Sequence, range]]) -> dict[int, int]:
-        """The token that the model chooses after each row."""
+    def _choose(self, hidden: Tensor, logits: Tensor | None, rows: list[tuple[Sequence, range]]) -> dict[int, int]:
+        """The token that the model chooses after each row. logits: of all rows, where the step gave them."""
         flat = [row for _, span in rows for row in span]
         if not flat:
             return {}
         owners = [s for s, span in rows for _ in span]
         positions = [s.length + n for s, span in rows for n in range(len(span))]
-        logits = self.model.head(hidden[torch.tensor(flat, device=hidden.device)])
-        return dict(zip(flat, self.model.sample(logits, owners, positions), strict=True))
+        picked = torch.tensor(flat, device=hidden.device)
+        chosen = self.model.head(hidden[picked]) if logits is None else logits[picked]
+        return dict(zip(flat, self.model.sample(chosen, owners, positions), strict=True))
 
     def _draft(self, runs: list[Run], owners: list[Sequence], hidden: Tensor, kept: dict[int, int], absorbed: bool) -> None:
         """Feed the MTP module every token that was accepted, and let it guess the next.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
@@ -13,9 +14,11 @@ from torch import Tensor
 
 from dsv3.engine.cache import BatchCache, Run
 from dsv3.engine.generate import PREFILL_TOKENS, generate
-from dsv3.engine.options import Sampling, check_options, is_integer
+from dsv3.engine.graphs import DecodeGraphs, Size
+from dsv3.engine.options import MAX_BATCH, Sampling, check_options, is_integer
 from dsv3.engine.sequence import Generation, Sequence, as_ids
 from dsv3.engine.text import Tokenizer
+from dsv3.engine.warmup import warm_up
 from dsv3.errors import Dsv3Error, UsageError
 from dsv3.graph.config import ModelConfig
 from dsv3.graph.transformer import Transformer
@@ -61,12 +64,17 @@ class Model:
         source: Source,
         device: torch.device,
         dtype: torch.dtype,
+        decode_path: frozenset[tuple[str, str]] = frozenset(),
+        graphs: bool | None = None,
     ) -> None:
         self.config = config
         self.tokenizer: Tokenizer | None = None
         self.device, self.dtype = device, dtype
         self._graph, self._sample, self._placement = graph, sample, placement
         self._cache_spec, self._source = cache_spec, source
+        self.graphs = DecodeGraphs(graph, placement, source, decode_path, device, graphs)
+        self._lock = threading.Lock()
+        self._kept: BatchCache | None = None
 
     def __repr__(self) -> str:
         return f"<dsv3.Model {self._placement.summary}>"
@@ -189,6 +197,54 @@ class Model:
         layers = len(self._graph.blocks) + len(self._graph.mtp)
         return BatchCache(self.config, layers, self._cache_spec, self.dtype, self.device, lengths)
 
+    def lease_cache(self, lengths: Many[int]) -> BatchCache:
+        """A cache to generate in, to be given back. Where decode steps are captured it is the last one if that has room, for
+        graphs hold for the memory they were captured over."""
+        with self._lock:
+            kept, self._kept = self._kept, None
+        if kept is not None and kept.assign(lengths):
+            return kept
+        del kept  # before the larger one is made
+        return self.new_cache(lengths)
+
+    def give_back(self, cache: BatchCache) -> None:
+        """Keep a leased cache for the next who asks if steps were captured over it; of two the larger."""
+        with self._lock:
+            if cache.captured and (self._kept is None or self._kept.total < cache.total):
+                self._kept = cache
+
+    @torch.inference_mode()
+    @_blaming
+    def decode(self, cache: BatchCache, runs: Many[Run]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """A decode step, by replay where that can be: what `forward` gives, and then also the logits [T, V], in memory that the
+        next step overwrites; None where it ran eagerly."""
+        if (replayed := self.graphs.run(cache, runs)) is not None:
+            return replayed
+        return *self.forward(cache, runs, True), None
+
+    @torch.inference_mode()
+    def capture(self, cache: BatchCache, size: Size) -> bool:
+        """Capture decode steps of a size over the cache, if there is no graph of them yet; False where there can be none."""
+        return self.graphs.captured(cache, size) is not None
+
+    def warm_up(
+        self, batch: int = 1, progress: bool | None = None, *, tokens: int = 512, draft: Literal["mtp"] | None = None
+    ) -> None:
+        """Call every kernel once in every bucket of step sizes, so that none compiles during a request, and capture the decode
+        steps of up to `batch` sequences of at most `tokens` tokens each, drafting if asked, where the backend captures any.
+
+        A generation that needs a larger cache than these tokens captures anew. progress: None shows it on a terminal.
+        """
+        self._needs_weights()
+        check_options(draft=draft)
+        for name, value in (("batch", batch), ("tokens", tokens)):
+            if not is_integer(value) or value < 1:
+                raise UsageError(f"{name} is {value!r}; expected a positive integer")
+        if draft:
+            self._needs_mtp("draft='mtp'")
+        tokens = min(int(tokens), self.config.max_position_embeddings)
+        warm_up(self, min(int(batch), MAX_BATCH), tokens, draft == "mtp", progress)
+
     @torch.inference_mode()
     @_blaming
     def forward(self, cache: BatchCache, runs: Many[Run], absorbed: bool) -> tuple[Tensor, Tensor]:
@@ -225,14 +281,21 @@ class Model:
         device = logits.device
         if any(p < 1 for p in top_ps):
             logits = _nucleus(logits, torch.tensor(temperatures, device=device), torch.tensor(top_ps, device=device))
-        bucket = self._placement.binding.bucket(logits.shape[0])
-        ids: Tensor = self._sample[bucket](
+        ids = self.draw(logits, [s.seed for s in owners], positions, temperatures)
+        return [int(i) for i in ids.tolist()]
+
+    @torch.inference_mode()
+    @_blaming
+    def draw(self, logits: Tensor, seeds: Many[int], positions: Many[int], temperatures: Many[float]) -> Tensor:
+        """ids [T] by the bound sampler."""
+        device = logits.device
+        ids: Tensor = self._sample[self._placement.binding.bucket(logits.shape[0])](
             logits=logits,
-            seeds=torch.tensor([s.seed for s in owners], dtype=torch.int64, device=device),
+            seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
             positions=torch.tensor(positions, dtype=torch.int32, device=device),
             temperature=torch.tensor(temperatures, dtype=torch.float32, device=device),
         )
-        return [int(i) for i in ids.tolist()]
+        return ids
 
     # -- inside
 

@@ -20,7 +20,7 @@ FinishReason = Literal["stop", "length"]
 @dataclass
 class Generation:
     """What came of a prompt. ids: new tokens without eos. stats: prompt_tokens, new_tokens, ttft_s (seconds to the
-    first token), prefill_tok_s, decode_tok_s, steps, drafted, accepted."""
+    first token), prefill_tok_s, decode_tok_s, steps, graph_steps (those of them that replayed a graph), drafted, accepted."""
 
     text: str
     ids: list[int]
@@ -48,6 +48,7 @@ class Sequence:
     prefilled: float = 0.0
     ended: float = 0.0
     steps: int = 0
+    graph_steps: int = 0
     drafted: int = 0
     accepted: int = 0
 
@@ -126,6 +127,7 @@ class Sequence:
             "prefill_tok_s": len(self.prompt) / prefill if prefill > 0 else 0.0,
             "decode_tok_s": (count - 1) / decode if decode > 0 and count > 1 else 0.0,
             "steps": self.steps,
+            "graph_steps": self.graph_steps,
             "drafted": self.drafted,
             "accepted": self.accepted,
         }

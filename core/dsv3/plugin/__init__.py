@@ -4,7 +4,7 @@ from dsv3.plugin.backend import ABI, ENTRY_POINT_GROUP, Backend, BackendBase
 from dsv3.plugin.device import Capability, Device, Probe
 from dsv3.plugin.kernel import Call, Kernel
 from dsv3.plugin.needs import Arch, AtLeast, AtMost, Divides, DType, Feature, Scheme
-from dsv3.plugin.weights import CacheSpec, KvDType, LatentCache, Prepared, Quant
+from dsv3.plugin.weights import CacheSpec, KvDType, KvEncoding, LatentCache, Prepared, Quant
 
 __all__ = [
     "ABI",
@@ -23,6 +23,7 @@ __all__ = [
     "Feature",
     "Kernel",
     "KvDType",
+    "KvEncoding",
     "LatentCache",
     "Prepared",
     "Probe",

@@ -46,13 +46,18 @@ class Backend(Protocol):
         """The exact inverse of `prepare`."""
 
     def cache_spec(self, device: Device, kv_dtype: KvDType) -> CacheSpec:
-        """How the latent cache should be laid out."""
+        """How the latent cache should be laid out. A backend that was asked for "fp8" also says in which encoding it wants the
+        codes; its kernels for the cache's operators get `cache.ckv` in that dtype."""
 
     def synchronize(self, device: Device) -> None:
         """Wait for all work on the device."""
 
     def capture(self, step: Callable[[], Any], device: Device) -> Callable[[], Any] | None:
-        """A replayable graph of the step, or None where there is none."""
+        """A replayable graph of the step, or None where there is none.
+
+        The engine hands it decode steps whose kernels all claim `graph_safe` and have run before with the same sizes. The
+        step reads buffers that keep their addresses, and returns nothing: its outputs must be where it left them after every
+        replay. An exception means that the step cannot be captured: the engine says so and decodes without graphs."""
 
 
 class BackendBase:

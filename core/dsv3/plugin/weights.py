@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 Quant = Literal["none", "fp8-w8a8", "fp8-w8a16", "int8-w8a8", "int8-w8a16", "int4-w4a16"]
 KvDType = Literal["float64", "float32", "bfloat16", "fp8"]
+KvEncoding = Literal["float8_e4m3fn", "float8_e4m3fnuz"]
 
 
 @dataclass(frozen=True)
@@ -44,17 +45,20 @@ class Prepared:
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """How a backend wants the latent cache: tokens per page, and the dtype of its latents."""
+    """How a backend wants the latent cache: tokens per page, and the dtype of its latents. encoding: of an FP8 cache's codes,
+    as torch names it; gfx942's own is "float8_e4m3fnuz". It says nothing where the cache is not FP8."""
 
     page_size: int
     kv_dtype: KvDType
+    encoding: KvEncoding = "float8_e4m3fn"
 
 
 @dataclass(frozen=True)
 class LatentCache:
     """One layer's latent cache. ckv [pages, page_size, R], kpe [pages, page_size, P]; both may be views of one buffer.
 
-    With an FP8 cache `scale` is f32 [pages, page_size, ceil(R/128)], per token, and kpe stays in the activation dtype.
+    With an FP8 cache ckv holds codes in the encoding of the `CacheSpec`, `scale` is f32 [pages, page_size, ceil(R/128)], per
+    token, and kpe stays in the activation dtype.
     """
 
     ckv: Tensor

@@ -59,7 +59,7 @@ def _write() -> Iterator[Case]:
             where = index(slots_of(d, slots, t, pages * s.page_size), wide)
             if far:  # every slot past 16 bits
                 where = where % (where.new_tensor(t + 5)) + far
-            cache = empty_cache(pages, s.page_size, rank, rope, kv, s.held(kv, dtype))
+            cache = empty_cache(pages, s, rank, rope, kv, dtype)
             return {"ckv": ckv, "kpe": kpe, "slots": where, "cache": cache}
 
         return arguments
@@ -126,7 +126,7 @@ def filled(
         full = [i for i, n in enumerate(seq) if n >= page]
         for i in full[1:]:
             block_table[i, 0] = block_table[full[0], 0]
-    cache = empty_cache(total, page, rank, rope, kv, s.held(kv, dtype))
+    cache = empty_cache(total, s, rank, rope, kv, dtype)
     slots = [int(block_table[i, p // page]) * page + p % page for i, n in enumerate(seq) for p in range(start, n)]
     slots = list(dict.fromkeys(slots))
     rows = d.real("cache", kind, max(len(slots), 1), rank + rope)[: len(slots)].to(dtype)
@@ -178,7 +178,7 @@ def _rope_write() -> Iterator[Case]:
                 "positions": index(d.integers("positions", 0, length, t)),
                 "cos_sin": cos_sin if dtype != torch.float64 else cos_sin.to(dtype),
                 "slots": index(slots_of(d, slots, t, pages * s.page_size)),
-                "cache": empty_cache(pages, s.page_size, rank, rope, kv, s.held(kv, dtype)), "interleaved": interleaved,
+                "cache": empty_cache(pages, s, rank, rope, kv, dtype), "interleaved": interleaved,
             }  # fmt: skip
 
         return arguments
@@ -223,7 +223,7 @@ def _prolog() -> Iterator[Case]:
                 "x": d.normal("x", t, h).to(dtype), "weights": weights, "positions": index(d.integers("positions", 0, 3000, t)),
                 "cos_sin": cos_sin if dtype != torch.float64 else cos_sin.to(dtype),
                 "slots": index(slots_of(d, slots, t, pages * s.page_size)),
-                "cache": empty_cache(pages, s.page_size, rank, rope, kv, s.held(kv, dtype)), "eps": 1e-6, "n_heads": heads,
+                "cache": empty_cache(pages, s, rank, rope, kv, dtype), "eps": 1e-6, "n_heads": heads,
             }  # fmt: skip
 
         return arguments

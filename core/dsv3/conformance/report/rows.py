@@ -95,7 +95,9 @@ def _device(device: Mapping[str, Any]) -> str:
     if device.get("memory"):
         words.append(f"{int(device['memory']) / 2**30:.0f} GiB")
     if device.get("emulated"):
-        words.append("emulated: its kernels ran in an interpreter, which proves values and indexing, not the rounding of matrix units")
+        words.append(
+            "emulated: an interpreter ran its kernels: values and indexing are proven, the rounding of matrix units is not"
+        )
     return ", ".join(w for w in words if w)
 
 

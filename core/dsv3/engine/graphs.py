@@ -1,0 +1,249 @@
+"""Decode steps as graphs that the device replays: one captured per size of step, over buffers that every step is copied into.
+
+A step of S sequences with at most q tokens each takes the graph of `Size(batch, q, max_k)`: batch and max_k are powers of two
+that it fits into. The graph is of batch * q rows. Rows that a step leaves over are sequences of one token that reads slot 0 and
+writes nowhere: every row that a kernel sees is then one its contract covers, with finite numbers in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsv3.dispatch.guard import root_cause
+from dsv3.dispatch.select import span_text
+from dsv3.engine.cache import BatchCache, Indices, Run
+from dsv3.errors import KernelFailed
+from dsv3.graph.step import Step
+from dsv3.graph.transformer import Transformer
+
+if TYPE_CHECKING:
+    from dsv3.dispatch.choose import Source
+    from dsv3.dispatch.placement import Placement
+
+MIN_KEYS = 256
+COPIED = tuple(f.name for f in fields(Indices))  # what a replay needs anew
+_ALIGN = 64  # numbers between the starts of two buffers: kernels find their tensors aligned as torch allocates them
+
+
+class Size(NamedTuple):
+    """Sequences, tokens of each, and cached tokens of the longest that a captured step has room for."""
+
+    batch: int
+    queries: int
+    max_k: int
+
+    @property
+    def rows(self) -> int:
+        return self.batch * self.queries
+
+
+class Decoded(NamedTuple):
+    """What a step gives for each of its T tokens: hidden [T, H], what an MTP module takes [T, H], logits [T, V]. They lie in
+    memory that the next step overwrites."""
+
+    hidden: Tensor
+    for_mtp: Tensor
+    logits: Tensor
+
+
+def power(n: int) -> int:
+    """The smallest power of two that is at least n."""
+    return 1 << (max(n, 1) - 1).bit_length()
+
+
+def size_of(runs: Many[Run]) -> Size:
+    """The size of graph that a decode step over these runs takes."""
+    longest = max(run.position + len(run.ids) for run in runs)
+    return Size(power(len(runs)), max(len(run.ids) for run in runs), max(MIN_KEYS, power(longest)))
+
+
+def padded(found: Indices, rows: int) -> Indices:
+    """The step with sequences of one token for the rows it leaves over; in all as many sequences as rows, the last without
+    tokens if need be."""
+    tokens, sequences = len(found.ids), len(found.seq_lens)
+    spare, empty = rows - tokens, tokens - sequences
+    keys = found.cu_k[-1]
+    return Indices(
+        ids=found.ids + [0] * spare,
+        positions=found.positions + [0] * spare,
+        slots=found.slots + [-1] * spare,
+        block_table=found.block_table + [[0] * len(found.block_table[0]) if sequences else [0]] * (spare + empty),
+        seq_lens=found.seq_lens + [1] * spare + [0] * empty,
+        cu_q=[*found.cu_q, *range(tokens + 1, rows + 1), *[rows] * empty],
+        cu_k=[*found.cu_k, *range(keys + 1, keys + spare + 1), *[keys + spare] * empty],
+    )
+
+
+class StaticStep:
+    """A step whose index tensors keep their addresses. All lie in one piece of memory, so that one copy fills them."""
+
+    def __init__(self, size: Size, page_size: int, bucket: Callable[[int], int], device: torch.device) -> None:
+        rows = size.rows
+        shapes: dict[str, tuple[int, ...]] = {f.name: (rows,) for f in fields(Indices)}
+        shapes |= {"cu_q": (rows + 1,), "cu_k": (rows + 1,), "block_table": (rows, -(-size.max_k // page_size))}
+        total = sum(_span(shape) for shape in shapes.values())
+        self._host = torch.zeros(total, dtype=torch.int32)
+        self._memory = torch.zeros(total, dtype=torch.int32, device=device)
+        self._views = dict(_views(self._host, shapes))
+        tensors: dict[str, Any] = dict(_views(self._memory, shapes))
+        of = bucket(rows)
+        self.step = Step(
+            **tensors, max_q=size.queries, max_k=size.max_k, total_k=rows * size.max_k, bucket=of, bucket_k=of, absorbed=True
+        )
+        self.rows = rows
+        self.fill(Indices([], [], [], [], [], [0], [0]))
+
+    def fill(self, found: Indices) -> None:
+        """Copy a step into the buffers."""
+        full = padded(found, self.rows)
+        for name in COPIED:
+            values = torch.tensor(getattr(full, name), dtype=torch.int32)
+            view = self._views[name]
+            if name == "block_table":  # what lies beyond a sequence's pages is never read
+                view = view[:, : values.shape[1]]
+            view.copy_(values)
+        self._memory.copy_(self._host)
+
+
+def _span(shape: tuple[int, ...]) -> int:
+    return -(-math.prod(shape) // _ALIGN) * _ALIGN
+
+
+def _views(memory: Tensor, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+    at = 0
+    for name, shape in shapes.items():
+        yield name, memory[at : at + math.prod(shape)].view(shape)
+        at += _span(shape)
+
+
+@dataclass
+class _Captured:
+    static: StaticStep
+    replay: Callable[[], Any]
+    out: list[Decoded]
+
+
+class DecodeGraphs:
+    """Captures decode steps and replays them, where backend and kernels allow it; what does not is a note in the placement.
+
+    wanted: False never captures; None where the backend offers it; True also notes that it offers none. path: (operator, site)
+    of all calls of a decode step.
+    """
+
+    def __init__(
+        self,
+        graph: Transformer,
+        placement: Placement,
+        source: Source,
+        path: frozenset[tuple[str, str]],
+        device: torch.device,
+        wanted: bool | None,
+    ) -> None:
+        self._graph, self._placement, self._source, self._path = graph, placement, source, path
+        self._device, self._wanted = device, wanted
+        self._offered: bool | None = None
+
+    def offered(self) -> bool:
+        """Whether steps may be captured at all. The backend is asked once, with a step of one addition."""
+        if self._offered is None:
+            self._offered = self._wanted is not False and self._ask()
+        return self._offered
+
+    def _ask(self) -> bool:
+        if self._placement.binding.checker is not None:
+            return self._unasked("every call is compared with its reference")
+        if self._device.type == "meta":
+            return False
+        made = torch.zeros(1, device=self._device)
+        made.add_(1)  # whatever a first call loads is not captured
+        try:
+            replay = self._source.backend.capture(lambda: made.add_(1), self._source.device)
+        except (Exception, SystemExit) as error:
+            self._note(f"{root_cause(error)} (capture() of backend {self._source.name!r})")
+            return False
+        return replay is not None or self._unasked(f"backend {self._source.name!r} captures no graphs")
+
+    def _unasked(self, reason: str) -> bool:
+        """False; a note only for who asked for graphs, for nothing is missing otherwise."""
+        if self._wanted:
+            self._note(reason)
+        return False
+
+    def run(self, cache: BatchCache, runs: Many[Run]) -> Decoded | None:
+        """The step by replay; None where it has to run eagerly."""
+        captured = self.captured(cache, size_of(runs))
+        if captured is None:
+            return None
+        captured.static.fill(cache.indices(runs))
+        captured.replay()
+        tokens = sum(len(run.ids) for run in runs)
+        hidden, for_mtp, logits = captured.out[0]
+        return Decoded(hidden[:tokens], for_mtp[:tokens], logits[:tokens])
+
+    def captured(self, cache: BatchCache, size: Size) -> _Captured | None:
+        """The graph of this size over the cache, captured now if it was not before; None where there is none."""
+        if not self.offered() or self._refuses(size.rows):
+            return None
+        if size not in cache.captured:
+            try:
+                made = self._capture(cache, size)
+            except (Exception, SystemExit) as error:
+                self._offered = False
+                self._note(f"{self._cause(error)} (capturing a step of {size.batch} sequences)")
+                return None
+            if made is None:
+                return None
+            cache.captured[size] = made
+        found: _Captured = cache.captured[size]
+        return found
+
+    def _capture(self, cache: BatchCache, size: Size) -> _Captured | None:
+        """The step is run before: kernels compile, and one that fails is replaced. No token has a slot: nothing is written."""
+        binding = self._placement.binding
+        static = StaticStep(size, cache.page_size, binding.bucket, self._device)
+        out: list[Decoded] = []
+        layers = cache.layers
+
+        def step() -> None:
+            hidden, for_mtp = self._graph.forward(static.step, layers)
+            out[:] = [Decoded(hidden, for_mtp, self._graph.logits(hidden, static.step.bucket))]
+
+        step()
+        if self._refuses(size.rows):
+            return None
+        binding.settled = True
+        try:
+            replay = self._source.backend.capture(step, self._source.device)
+        finally:
+            binding.settled = False
+        if not callable(replay):
+            raise TypeError(f"capture() of backend {self._source.name!r} answered {replay!r}, which cannot be called")
+        return _Captured(static, replay, out)
+
+    def _refuses(self, rows: int) -> bool:
+        """Whether some kernel of such a step does not claim to be graph-safe."""
+        binding = self._placement.binding
+        bucket = binding.bucket(rows)
+        plans = [plan[bucket] for op, where, plan in binding.decisions if (op, where) in self._path]
+        used = [d for plan in plans for d in plan.walk() if d.kernel is not None]
+        others = list(dict.fromkeys(f"{d.name} of {d.op}" for d in used if d.kernel and not d.kernel.kernel.graph_safe))
+        if others:
+            span = span_text(binding.buckets[bucket])
+            self._note(f"not graph-safe: {', '.join(others)}" + ("" if span == "any" else f" (steps of {span} tokens)"))
+        return bool(others)
+
+    def _cause(self, error: BaseException) -> str:
+        named = self._placement.binding.blame(error)
+        return str(named) if isinstance(named, KernelFailed) else root_cause(error)
+
+    def _note(self, reason: str) -> None:
+        note = f"decode runs without graphs: {reason}"
+        if note not in self._placement.notes:
+            self._placement.notes.append(note)
