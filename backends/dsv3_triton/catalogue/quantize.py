@@ -9,7 +9,7 @@ X = DType("x", "bfloat16", "float32")
 
 
 def kernels(facts: Facts) -> list[Kernel]:
-    """act_quant: FP8 by integer arithmetic, for every architecture."""
+    """FP8 by integer arithmetic, and INT8, for every architecture."""
     return [
         Kernel(
             "act_quant",
@@ -18,5 +18,7 @@ def kernels(facts: Facts) -> list[Kernel]:
             needs=(X,),
             batch_invariant=True,
             configs="act_quant",
-        )
-    ]
+        ),
+        Kernel("quant_int8", "rows", "dsv3_triton.quantize_int8:quant_int8", needs=(X,), batch_invariant=True,
+               configs="quant_int8"),
+    ]  # fmt: skip

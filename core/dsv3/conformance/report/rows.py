@@ -95,9 +95,7 @@ def _device(device: Mapping[str, Any]) -> str:
     if device.get("memory"):
         words.append(f"{int(device['memory']) / 2**30:.0f} GiB")
     if device.get("emulated"):
-        words.append(
-            "emulated: an interpreter ran its kernels: values and indexing are proven, the rounding of matrix units is not"
-        )
+        words.append("emulated: run by an interpreter; proves values and indexing, not the rounding of matrix units")
     return ", ".join(w for w in words if w)
 
 
