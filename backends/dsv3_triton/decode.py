@@ -24,18 +24,24 @@ from dsv3_triton.softmax import LOG2E, finish, online
 @triton.jit
 def latents(
     ckv_ptr, scale_ptr, at, at_scale, here, R, WIDTH: tl.constexpr, FP8: tl.constexpr, FNUZ: tl.constexpr,
-    NATIVE: tl.constexpr, dtype: tl.constexpr,
+    NATIVE: tl.constexpr, EVEN: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """Cache rows [n, WIDTH] in dtype. Scales are read once per 128 numbers and spread in registers."""
+    """Cache rows [n, WIDTH] in dtype. EVEN: R is WIDTH, so that no lane needs a mask of its own. Scales are read once per 128 numbers and spread in registers."""
     lane = tl.arange(0, WIDTH)[None, :]
-    inside = here[:, None] & (lane < R)
+    if EVEN:
+        inside = here[:, None]
+    else:
+        inside = here[:, None] & (lane < R)
     x = tl.load(ckv_ptr + at[:, None] + lane, mask=inside, other=0.0)
     if FP8:
         lanes: tl.constexpr = min(WIDTH, 128)
         groups: tl.constexpr = WIDTH // lanes
         rows: tl.constexpr = at.shape[0]
         group = tl.arange(0, groups)[None, :]
-        scale = tl.load(scale_ptr + at_scale[:, None] + group, mask=here[:, None] & (group * 128 < R), other=0.0)
+        present = here[:, None]
+        if not EVEN:
+            present = present & (group * 128 < R)
+        scale = tl.load(scale_ptr + at_scale[:, None] + group, mask=present, other=0.0)
         spread = tl.reshape(tl.broadcast_to(scale[:, :, None], (rows, groups, lanes)), (rows, WIDTH))
         if NATIVE:
             x = x.to(tl.float32) * spread
@@ -51,7 +57,7 @@ def mla_decode_kernel(
     stride_qt, stride_qh, stride_pt, stride_ph, stride_table,
     page_ckv, row_ckv, page_kpe, row_kpe, page_scale, row_scale,
     WIDTH: tl.constexpr, ROPE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, FP8: tl.constexpr,
-    FNUZ: tl.constexpr, NATIVE: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
+    FNUZ: tl.constexpr, NATIVE: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_H (query, head) rows of one sequence x one range of its keys. SPLIT: o is float32
     [tokens, heads, splits, R] and lse [tokens, heads, splits]; else o [tokens, heads, R] and lse [heads, tokens]."""
@@ -83,7 +89,7 @@ def mla_decode_kernel(
             offset = (slot % page_size).to(tl.int64)
             c = latents(
                 ckv_ptr, scale_ptr, page * page_ckv + offset * row_ckv, page * page_scale + offset * row_scale, here, R,
-                WIDTH, FP8, FNUZ, NATIVE, dtype,
+                WIDTH, FP8, FNUZ, NATIVE, EVEN, dtype,
             )  # fmt: skip
             key = (page * page_kpe + offset * row_kpe)[:, None] + rope
             k_pe = tl.load(kpe_ptr + key, mask=here[:, None] & (rope < P), other=0.0).to(dtype)
@@ -140,7 +146,7 @@ def mla_decode(
         codes.stride(0), codes.stride(1), cache.kpe.stride(0), cache.kpe.stride(1), scales.stride(0), scales.stride(1),
         WIDTH=max(16, triton.next_power_of_2(rank)), ROPE=max(16, triton.next_power_of_2(q_pe.shape[2])),
         BLOCK_H=config["BLOCK_H"], BLOCK_N=config["BLOCK_N"], FP8=fp8, FNUZ=encoding == "float8_e4m3fnuz", NATIVE=native,
-        SPLIT=split, PRECISION="ieee" if q_c.dtype == torch.float32 else "tf32", num_warps=config["num_warps"],
+        SPLIT=split, PRECISION="ieee", EVEN=rank == max(16, triton.next_power_of_2(rank)), num_warps=config["num_warps"],
         num_stages=config["num_stages"],
     )  # fmt: skip
     if split:

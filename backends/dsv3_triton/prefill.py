@@ -121,7 +121,7 @@ def mla_prefill(
         q, k, v, cu_q, cu_k, o, lse, tokens, heads, width, value, scale * LOG2E,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         A=a, B=b, WIDTH=max(16, triton.next_power_of_2(value)), BLOCK_M=config["BLOCK_M"], BLOCK_N=config["BLOCK_N"],
-        CAUSAL=causal, PRECISION="ieee" if q.dtype == torch.float32 else "tf32", num_warps=config["num_warps"],
+        CAUSAL=causal, PRECISION="ieee", num_warps=config["num_warps"],
         num_stages=config["num_stages"],
     )  # fmt: skip
     return o, lse
