@@ -26,7 +26,8 @@ def latents(
     ckv_ptr, scale_ptr, at, at_scale, here, R, WIDTH: tl.constexpr, FP8: tl.constexpr, FNUZ: tl.constexpr,
     NATIVE: tl.constexpr, EVEN: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
-    """Cache rows [n, WIDTH] in dtype. EVEN: R is WIDTH, so that no lane needs a mask of its own. Scales are read once per 128 numbers and spread in registers."""
+    """Cache rows [n, WIDTH] in dtype. EVEN: R is WIDTH, so that no lane needs a mask of its own. Scales are read once per 128
+    numbers and spread in registers."""
     lane = tl.arange(0, WIDTH)[None, :]
     if EVEN:
         inside = here[:, None]

@@ -32,12 +32,8 @@ def _products(op: str, facts: Facts) -> list[Kernel]:
     """FP8 by FP8, int8 by int8, bfloat16, float32. Where the hardware's FP8 is e4m3fnuz, FP8 weights are prepared as such."""
     target = f"dsv3_triton.experts:{op}"
     fnuz = dict.fromkeys(_WEIGHTS[op], "fnuz") if facts.fp8 == "float8_e4m3fnuz" else {}
-<<<<<<< HEAD
     numerics: Literal["tc14", "f32"] = "tc14" if facts.fp8 and facts.vendor == "nvidia" else "f32"
-=======
-    numerics = "tc14" if facts.fp8 and facts.vendor == "nvidia" else "f32"
     either = DType("x", "bfloat16", "float32")
->>>>>>> a958b68d5907cdbeea0d9face30bba904961ad4f
     found = [
         Kernel(op, "fp8", target, needs=(Scheme("fp8-w8a8"), either), layouts=fnuz, numerics=numerics, configs=f"{op}_fp8"),
         Kernel(op, "int8", target, needs=(Scheme("int8-w8a8"), either), configs=f"{op}_int8"),
