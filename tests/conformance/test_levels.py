@@ -25,6 +25,28 @@ def test_right_kernels_pass_with_any_page_size(page_size: int) -> None:
     assert {c.level for c in report.cases if c.status == "passed"} == {"L2", "L3"}
 
 
+def test_an_fp8_cache_comes_in_the_encoding_of_the_backend() -> None:
+    """In the arguments of operators and in models, poisoned with that encoding's NaN."""
+    seen: set[torch.dtype] = set()
+
+    def watched(op: str) -> Any:
+        def call(**arguments: Any) -> Any:
+            seen.add(arguments["cache"].ckv.dtype)
+            return getattr(ops, op)(**arguments)
+
+        return call
+
+    class Fnuz(Made):
+        def cache_spec(self, device: Device, kv_dtype: KvDType) -> CacheSpec:
+            return CacheSpec(64, kv_dtype, "float8_e4m3fnuz")
+
+    backend = Fnuz({op: watched(op) for op in ("mla_decode", "kv_cache_write", "kv_cache_gather")})
+    for level, cases, size in (("L1", "*/fp8/*", "quick"), ("L3", "l3/f32-kv8/nan-tail", "small")):
+        report = conformance.run(backend, level=level, size=size, cases=cases)  # type: ignore[arg-type]
+        assert not report.failed and any(c.status == "passed" for c in report.cases), report.failed
+        assert seen == {torch.float8_e4m3fnuz}
+
+
 def test_a_backend_without_kernels_proves_nothing() -> None:
     class Empty(Made):
         def kernels(self, device: Device) -> list[Any]:

@@ -122,6 +122,10 @@ MISREGISTERED: dict[str, tuple[str, str]] = {
         good("page_size_zero", family="newfamily", body="def cache_spec(self, d, kv):\n    return CacheSpec(0, kv)"),
         "page_size 0",
     ),
+    "encoding_unknown": (
+        good("encoding_unknown", family="newfamily", body="def cache_spec(self, d, kv):\n    return CacheSpec(64, kv, 'e5m2')"),
+        "encoding 'e5m2', which is none of float8_e4m3fn, float8_e4m3fnuz",
+    ),
     "future": (_kernel("future", "'silu_mul', 'k', 'shutil:move', since=9"), "version 9 of silu_mul"),
     "kernels_raise": (good("kernels_raise", body="def kernels(self, device):\n    raise KeyError('x')"), "KeyError: 'x'"),
 }

@@ -295,6 +295,15 @@ def test_kernels_that_are_not_graph_safe_run_eagerly_and_are_named(eager: Any) -
     assert note == "decode runs without graphs: not graph-safe: made.made of mla_decode"
 
 
+def test_a_decomposition_that_reads_on_the_host_is_not_captured() -> None:
+    functions = {op: f for op, f in Made().functions.items() if op not in ("moe", "fused_experts", "grouped_linear")}
+    backend = Replaying(functions)
+    model = load(backend)
+    assert model.generate(PROMPTS[0], max_new_tokens=3, ignore_eos=True).stats["graph_steps"] == 0
+    assert backend.captured == 0
+    assert [n for n in model.placement().notes if "not graph-safe: composite.quant_linear of grouped_linear" in n]
+
+
 def test_what_a_decode_step_does_not_call_need_not_be_graph_safe() -> None:
     class Prefill(Replaying):
         def kernels(self, device: Device) -> list[Kernel]:

@@ -151,6 +151,8 @@ def _memory(r: Runs) -> Answer:
 def _graph(r: Runs) -> Answer:
     """A captured decode step replayed on new data in its buffers gives what the step itself gives."""
     model, target = r.model, r.target
+    if others := model.graphs.obstacles(1):
+        return f"not graph-safe: {', '.join(others)}"
     cache = model.new_cache([64])
     model.forward(cache, [Run(0, r.ids[:20], 0)], False)
     steps = [cache.step([Run(0, [r.ids[20 + i]], 20 + i)], model.placement().binding.bucket, True) for i in range(3)]

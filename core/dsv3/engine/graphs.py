@@ -22,9 +22,11 @@ from dsv3.engine.cache import BatchCache, Indices, Run
 from dsv3.errors import KernelFailed
 from dsv3.graph.step import Step
 from dsv3.graph.transformer import Transformer
+from dsv3.ops import spec
 
 if TYPE_CHECKING:
     from dsv3.dispatch.choose import Source
+    from dsv3.dispatch.decision import Decision
     from dsv3.dispatch.placement import Placement
 
 MIN_KEYS = 256
@@ -121,6 +123,11 @@ def _views(memory: Tensor, shapes: dict[str, tuple[int, ...]]) -> Iterator[tuple
     for name, shape in shapes.items():
         yield name, memory[at : at + math.prod(shape)].view(shape)
         at += _span(shape)
+
+
+def _graph_safe(d: Decision) -> bool:
+    """Whether what a decision itself runs, those below it aside, may be captured."""
+    return d.kernel.kernel.graph_safe if d.kernel is not None else not (d.parts and spec(d.op).on_host)
 
 
 @dataclass
@@ -227,15 +234,16 @@ class DecodeGraphs:
             raise TypeError(f"capture() of backend {self._source.name!r} answered {replay!r}, which cannot be called")
         return _Captured(static, replay, out)
 
+    def obstacles(self, rows: int) -> list[str]:
+        """The kernels and decompositions that a decode step of so many rows calls and that are not graph-safe, in words."""
+        bucket = self._placement.binding.bucket(rows)
+        plans = [plan[bucket] for op, where, plan in self._placement.binding.decisions if (op, where) in self._path]
+        return list(dict.fromkeys(f"{d.name} of {d.op}" for plan in plans for d in plan.walk() if not _graph_safe(d)))
+
     def _refuses(self, rows: int) -> bool:
-        """Whether some kernel of such a step does not claim to be graph-safe."""
-        binding = self._placement.binding
-        bucket = binding.bucket(rows)
-        plans = [plan[bucket] for op, where, plan in binding.decisions if (op, where) in self._path]
-        used = [d for plan in plans for d in plan.walk() if d.kernel is not None]
-        others = list(dict.fromkeys(f"{d.name} of {d.op}" for d in used if d.kernel and not d.kernel.kernel.graph_safe))
-        if others:
-            span = span_text(binding.buckets[bucket])
+        if others := self.obstacles(rows):
+            binding = self._placement.binding
+            span = span_text(binding.buckets[binding.bucket(rows)])
             self._note(f"not graph-safe: {', '.join(others)}" + ("" if span == "any" else f" (steps of {span} tokens)"))
         return bool(others)
 

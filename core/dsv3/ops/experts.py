@@ -67,7 +67,7 @@ def expert_weight(w: Prepared, expert: int) -> Prepared:
     return Prepared(w.layout, w.quant, w.shape[1:], tensors, w.scale_fmt)
 
 
-@composite("x[M,K] w{E,N,K} offsets[E+1]:int -> y[M,N]")
+@composite("x[M,K] w{E,N,K} offsets[E+1]:int -> y[M,N]", on_host=True)
 def grouped_linear(ops: Any, x: Tensor, w: Prepared, offsets: Tensor) -> Tensor:
     """y[r] = x[r] @ W[e]^T for the expert e that owns row r; rows from offsets[E] on are zero.
 

@@ -26,7 +26,8 @@ STEP_DIMS = frozenset({"S", "Tk", "L", "pages", "page_size", "slots", "maxp"})
 class OpSpec:
     """One operator of the contract. `reference` checks its arguments; `decompose` (composites only) calls other operators
     through its first argument. `since` is the version of the specification. `portable`: the reference is the real thing
-    on every device, so that using it is no fallback."""
+    on every device, so that using it is no fallback. `on_host`: the decomposition reads tensors on the host: a step with it
+    cannot be captured."""
 
     name: str
     since: int
@@ -39,6 +40,7 @@ class OpSpec:
     defaults: Mapping[str, Any]
     parameters: tuple[str, ...]
     portable: bool = False
+    on_host: bool = False
 
     def bind(self, arguments: Mapping[str, Any]) -> dict[str, int]:
         """Sizes of the dimensions of a call; OperatorError if the arguments do not fit."""
@@ -118,13 +120,20 @@ def primitive(
     return lambda function: _register(function, line, mutates, composite=False, portable=portable)
 
 
-def composite(line: str, mutates: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def composite(
+    line: str, mutates: tuple[str, ...] = (), on_host: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register the decorated function of (ops, ...) as an operator's decomposition."""
-    return lambda function: _register(function, line, mutates, composite=True)
+    return lambda function: _register(function, line, mutates, composite=True, on_host=on_host)
 
 
 def _register(
-    function: Callable[..., Any], line: str, mutates: tuple[str, ...], composite: bool, portable: bool = False
+    function: Callable[..., Any],
+    line: str,
+    mutates: tuple[str, ...],
+    composite: bool,
+    portable: bool = False,
+    on_host: bool = False,
 ) -> Callable[..., Any]:
     name = function.__name__
     parsed = Line.parse(line)
@@ -154,6 +163,7 @@ def _register(
         defaults=defaults,
         parameters=order,
         portable=portable,
+        on_host=on_host,
     )
     return reference
 
