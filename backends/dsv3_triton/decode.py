@@ -17,14 +17,14 @@ from torch import Tensor
 from dsv3.plugin import LatentCache
 from dsv3_triton.decode_combine import combine
 from dsv3_triton.launch import launch
-from dsv3_triton.numbers import decode_fp8
+from dsv3_triton.numbers import decode_fp8, round_bf16
 from dsv3_triton.softmax import LOG2E, finish, online
 
 
 @triton.jit
 def latents(
     ckv_ptr, scale_ptr, at, at_scale, here, R, WIDTH: tl.constexpr, FP8: tl.constexpr, FNUZ: tl.constexpr,
-    NATIVE: tl.constexpr, EVEN: tl.constexpr, dtype: tl.constexpr,
+    NATIVE: tl.constexpr, EVEN: tl.constexpr, ROUND_BITS: tl.constexpr, dtype: tl.constexpr,
 ):  # fmt: skip
     """Cache rows [n, WIDTH] in dtype. EVEN: R is WIDTH, so that no lane needs a mask of its own. Scales are read once per 128
     numbers and spread in registers."""
@@ -48,6 +48,8 @@ def latents(
             x = x.to(tl.float32) * spread
         else:
             x = decode_fp8(x, FNUZ) * spread
+        if ROUND_BITS:
+            return round_bf16(x)
     return x.to(dtype)
 
 
@@ -59,6 +61,7 @@ def mla_decode_kernel(
     page_ckv, row_ckv, page_kpe, row_kpe, page_scale, row_scale,
     WIDTH: tl.constexpr, ROPE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, FP8: tl.constexpr,
     FNUZ: tl.constexpr, NATIVE: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
+    ROUND_BITS: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_H (query, head) rows of one sequence x one range of its keys. SPLIT: o is float32
     [tokens, heads, splits, R] and lse [tokens, heads, splits]; else o [tokens, heads, R] and lse [heads, tokens]."""
@@ -90,7 +93,7 @@ def mla_decode_kernel(
             offset = (slot % page_size).to(tl.int64)
             c = latents(
                 ckv_ptr, scale_ptr, page * page_ckv + offset * row_ckv, page * page_scale + offset * row_scale, here, R,
-                WIDTH, FP8, FNUZ, NATIVE, EVEN, dtype,
+                WIDTH, FP8, FNUZ, NATIVE, EVEN, ROUND_BITS, dtype,
             )  # fmt: skip
             key = (page * page_kpe + offset * row_kpe)[:, None] + rope
             k_pe = tl.load(kpe_ptr + key, mask=here[:, None] & (rope < P), other=0.0).to(dtype)
@@ -121,7 +124,8 @@ def mla_decode(
     scale: float, start: int, config: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`dsv3.ops.mla_decode`. config: BLOCK_H rows and BLOCK_N keys a tile, TARGET programs to aim for, LEAST keys a split,
-    FP8, the encoding that the device decodes by itself."""
+    FP8, the encoding that the device decodes by itself, ROUND_BITS where it cannot round to
+    bfloat16 by itself."""
     tokens, heads, rank = q_c.shape
     sequences = len(seq_lens)
     o = torch.empty(tokens, heads, rank, dtype=q_c.dtype, device=q_c.device)
@@ -147,7 +151,8 @@ def mla_decode(
         codes.stride(0), codes.stride(1), cache.kpe.stride(0), cache.kpe.stride(1), scales.stride(0), scales.stride(1),
         WIDTH=max(16, triton.next_power_of_2(rank)), ROPE=max(16, triton.next_power_of_2(q_pe.shape[2])),
         BLOCK_H=config["BLOCK_H"], BLOCK_N=config["BLOCK_N"], FP8=fp8, FNUZ=encoding == "float8_e4m3fnuz", NATIVE=native,
-        SPLIT=split, PRECISION="ieee", EVEN=rank == max(16, triton.next_power_of_2(rank)), num_warps=config["num_warps"],
+        SPLIT=split, PRECISION="ieee", EVEN=rank == max(16, triton.next_power_of_2(rank)),
+        ROUND_BITS=config.get("ROUND_BITS", False) and q_c.dtype == torch.bfloat16, num_warps=config["num_warps"],
         num_stages=config["num_stages"],
     )  # fmt: skip
     if split:
