@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -35,6 +36,7 @@ class Rows:
         self._maker = functools.partial(Maker, m, encoding=encoding, page=page)
         self.rows: list[dict[str, Any]] = []
         self.left_out: list[Left] = []
+        self._refused: Counter[tuple[str, str]] = Counter()
 
     def run(self, deadline: float, ops: list[str] | None = None) -> None:
         """All calls of all operators, or of `ops`; those that no time is left for are listed."""
@@ -52,6 +54,8 @@ class Rows:
                 continue
             self._say(f"{call.name} ({deadline - time.monotonic():.0f} s left)")
             lost = self._call(call)
+        for (kernel, why), count in self._refused.items():
+            self.left_out.append({"what": f"{kernel}: {count} calls", "why": f"refused: {why}"})
 
     def _call(self, call: Call) -> str:
         """The rows of one call; why nothing further can run on the device, "" if it can."""
@@ -60,7 +64,7 @@ class Rows:
         takes = []
         for kernel in self.target.kernels(call.op):
             if why := self.target.refusal(kernel, shapes, ()):
-                self.left_out.append({"what": f"{call.name} {kernel.name}", "why": f"refused: {why}"})
+                self._refused[f"{call.op} {kernel.name}", why] += 1
             else:
                 takes.append(kernel)
         if not takes:

@@ -69,20 +69,38 @@ def _is_fnuz() -> bool:
     return torch.version.hip is not None and torch.cuda.get_device_properties(0).gcnArchName.startswith("gfx94")
 
 
-def _scaled(left: Callable[[int, int, Any], Tensor], right: Callable[[int, int, Any], Tensor], fast: bool) -> Any:
+Scales = Callable[[int, int, Any], Tensor]
+
+
+def _scaled(left: Scales, rights: list[Scales], fast: bool) -> Callable[[Arguments], Thunk]:
+    """rights: what builds of torch want the right scales to be, the first that this one takes."""
+
     def make(a: Arguments) -> Thunk:
         codes, weight = _fp8_operands(a)
         (t, k), n = codes.shape, weight.shape[1]
-        scales = {"scale_a": left(t, k, codes.device), "scale_b": right(n, k, codes.device)}
-        return lambda: torch._scaled_mm(codes, weight, **scales, out_dtype=torch.bfloat16, use_fast_accum=fast)
+        refused: Exception = ValueError()
+        for right in rights:
+            scales = {"scale_a": left(t, k, codes.device), "scale_b": right(n, k, codes.device)}
+            run = functools.partial(torch._scaled_mm, codes, weight, **scales, out_dtype=torch.bfloat16, use_fast_accum=fast)
+            try:
+                run()
+            except (RuntimeError, ValueError) as error:
+                refused = error
+            else:
+                return run
+        raise refused
 
     return make
 
 
-def _block_right(n: int, k: int, device: Any) -> Tensor:
-    """[ceil(K/128), ceil(N/128)], K running fastest, its rows padded to a multiple of 4: what cuBLAS takes."""
-    padded = -(-blocks(k) // 4) * 4
-    return torch.ones(blocks(n), padded, device=device)[:, : blocks(k)].t()
+def _block_right(padded: bool) -> Scales:
+    """[ceil(K/128), ceil(N/128)], K running fastest; its rows padded to a multiple of 4, as cuBLAS wants them."""
+
+    def make(n: int, k: int, device: Any) -> Tensor:
+        width = -(-blocks(k) // 4) * 4 if padded else blocks(k)
+        return torch.ones(blocks(n), width, device=device)[:, : blocks(k)].t()
+
+    return make
 
 
 def _int8(a: Arguments) -> Thunk:
@@ -96,11 +114,11 @@ _LINEAR = Peer("F.linear, bf16 weight", _linear)
 _SCALED = [
     Peer(
         "torch._scaled_mm, 1x128 and 128x128 scales; x quantised already",
-        _scaled(lambda t, k, d: torch.ones(blocks(k), t, device=d).t(), _block_right, False),
+        _scaled(lambda t, k, d: torch.ones(blocks(k), t, device=d).t(), [_block_right(True), _block_right(False)], False),
     ),
     Peer(
         "torch._scaled_mm, a scale per row and column; x quantised already",
-        _scaled(lambda t, k, d: torch.ones(t, 1, device=d), lambda n, k, d: torch.ones(1, n, device=d), True),
+        _scaled(lambda t, k, d: torch.ones(t, 1, device=d), [lambda n, k, d: torch.ones(1, n, device=d)], True),
     ),
 ]
 _INT8 = Peer("torch._int_mm, without scales; x quantised already", _int8)

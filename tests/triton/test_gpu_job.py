@@ -187,3 +187,58 @@ def test_topk_routing_of_the_peers_is_the_operators(job):
     theirs, chosen = peer.make(arguments)()
     torch.testing.assert_close(weights.sort(-1)[0], theirs.sort(-1)[0])
     assert torch.equal(ids.long().sort(-1)[0], chosen.sort(-1)[0])
+
+
+class _Event:
+    """A device whose every call takes 10 us, in a replay as outside."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing):
+        self.at = 0.0
+
+    def record(self):
+        self.at = _Event.now
+
+    def synchronize(self):
+        pass
+
+    def elapsed_time(self, end):
+        return (end.at - self.at) / 1e3
+
+
+class _Graph:
+    """What is called while it captures is played again."""
+
+    def __init__(self):
+        self.cost = 0.0
+
+    def replay(self):
+        _Event.now += self.cost
+
+    def __enter__(self):
+        self.begun = _Event.now
+
+    def __exit__(self, *error):
+        self.cost, _Event.now = _Event.now - self.begun, self.begun
+
+
+@pytest.mark.parametrize("how", ["graph", "events"])
+def test_time_is_the_median_of_one_call(job, monkeypatch, how):
+    def refused(graph):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", _Graph)
+    monkeypatch.setattr(torch.cuda, "graph", refused if how == "events" else lambda graph: graph)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: _Graph())
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    clock = job["timing"].Clock(torch.device("cpu"), "sm_90", True)
+    clock.emulated = False
+
+    def call():
+        _Event.now += 10.0
+
+    found = clock.time([call, call], seconds=0.0)
+    assert found.how == how and found.us == found.least_us == pytest.approx(10) and found.spread == pytest.approx(0)
+    assert found.repeats == 5 and found.calls == 20  # 200 us a replay
