@@ -23,6 +23,13 @@ class TritonBackend(BackendBase):
     default_arch: str
     install_triton: str
     oldest: str
+    # What `dsv3 bench aot` compiles this backend's kernels with: a class taking an architecture.
+    aot = "dsv3_triton.aot.matrix:Matrix"
+
+    @property
+    def architectures(self) -> list[str]:
+        """What `aot` compiles for, and `devices` emulates."""
+        return of_vendor(self.vendor)
 
     def devices(self, emulate: str | None = None) -> list[Device]:
         """The GPUs that torch can reach; if there are none, one absent device, whose probe says why. With `emulate`, the

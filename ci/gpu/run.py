@@ -21,7 +21,7 @@ import report
 from ceilings import ceilings
 from conform import conform
 from kernels import Rows, failed
-from shapes import TINY, V3
+from dsv3.bench.calls.shapes import TINY, V3
 from timing import Clock
 
 BUDGET, EMULATED_BUDGET = 470.0, 45.0

@@ -14,10 +14,6 @@ from dsv3.ops import names, spec
 
 FOLDER = Path(__file__).parents[2] / "ci" / "gpu"
 MODULES = (
-    "shapes",
-    "calls_attention",
-    "calls_experts",
-    "calls",
     "timing",
     "ceilings",
     "peers",
@@ -33,7 +29,8 @@ def job():
     """The job's modules by name; they import each other as scripts do, and are forgotten afterwards."""
     sys.path.insert(0, str(FOLDER))
     before = {name: sys.modules.pop(name) for name in MODULES if name in sys.modules}
-    yield {name: importlib.import_module(name) for name in MODULES}
+    shared = {"shapes": "dsv3.bench.calls.shapes", "calls": "dsv3.bench.calls.table"}
+    yield {name: importlib.import_module(shared.get(name, name)) for name in (*shared, *MODULES)}
     while str(FOLDER) in sys.path:
         sys.path.remove(str(FOLDER))
     for name in MODULES:

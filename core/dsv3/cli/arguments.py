@@ -165,3 +165,13 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     _placement(dispatch)
     dispatch.add_argument("--json", metavar="FILE", help="write the figures there too")
     dispatch.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)
+    text = "every kernel compiled for devices that are not here: registers, spills, matrix instructions, loads; 1 if one is wrong"
+    aot = what.add_parser("aot", help=text, description=text)
+    aot.add_argument("--backend", metavar="NAME", help="whose kernels (default: cuda and rocm)")
+    aot.add_argument("--arch", metavar="A,B", help="architectures (default: all)")
+    aot.add_argument("--ops", metavar="A,B", help="operators (default: all)")
+    aot.add_argument("--full", action="store_true", help="every configuration, and float32 as well (an hour)")
+    aot.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
+    aot.add_argument("--verbose", action="store_true", help="a line per call and configuration")
+    aot.add_argument("--json", metavar="FILE", help="write the rows there too")
+    aot.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)

@@ -6,17 +6,20 @@ import argparse
 import json
 import os
 import platform
+import sys
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsv3.cli.common import load_model, settings_of, table
+from dsv3.errors import UsageError
 
 if TYPE_CHECKING:
     from dsv3.bench.dispatch import Figures
 
 
 def main(arguments: argparse.Namespace) -> int:
-    return {"dispatch": _dispatch}[arguments.bench](arguments)
+    return {"dispatch": _dispatch, "aot": _aot}[arguments.bench](arguments)
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:
@@ -29,6 +32,63 @@ def _dispatch(arguments: argparse.Namespace) -> int:
     if arguments.json:
         _write(Path(arguments.json), figures)
     return 1 if figures.failures else 0
+
+
+def _aot(arguments: argparse.Namespace) -> int:
+    """1 if a binary breaks an expectation."""
+    from dsv3.bench.aot import jobs, run
+
+    def words(text: str | None) -> list[str] | None:
+        return text.split(",") if text else None
+
+    backends = [arguments.backend] if arguments.backend else ["cuda", "rocm"]
+    todo = jobs(backends, words(arguments.arch), arguments.full, words(arguments.ops))
+    if not todo:
+        raise UsageError(f"backend {', '.join(backends)} compiles nothing ahead of time")
+    start = time.monotonic()
+
+    def done(job: Any, rows: list[dict[str, Any]]) -> None:
+        bad = sum(bool(r["violations"]) for r in rows)
+        what = f"{len(rows)} binaries, {bad} against expectations" if bad else f"{len(rows)} binaries"
+        print(f"{job.arch}: {what} ({time.monotonic() - start:.0f} s)", file=sys.stderr, flush=True)
+
+    rows = run(todo, arguments.workers, done)
+    print(_aot_text(rows, arguments.verbose))
+    if arguments.json:
+        _write_text(Path(arguments.json), json.dumps(rows, indent=1))
+    return 1 if any(r["violations"] for r in rows) else 0
+
+
+def _aot_text(rows: list[dict[str, Any]], verbose: bool) -> str:
+    """A line per binary, or per kernel and architecture; then what is wrong."""
+    head = ("arch", "kernel", "binaries", "registers", "spills", "shared", "occupancy", "matrix instructions", "loads, bytes")
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for row in rows:
+        key = (row["arch"], row["kernel"], *((row["call"], row["config"]) if verbose else ()))
+        groups.setdefault(key, []).append(row)
+    lines = [head]
+    for key, found in groups.items():
+        made = [r for r in found if "error" not in r]
+        kinds = sorted({m for r in made for m in r["matrix"]})
+        widths = sorted({int(w) for r in made for w in r["loads"]}, reverse=True)
+        lines.append((
+            key[0], " ".join(key[1:]), str(len(found)), _span(made, "registers"), str(sum(r["spills"] for r in made)),
+            _span(made, "shared"), _span(made, "occupancy"), ", ".join(kinds[:4]) + (" .." if len(kinds) > 4 else "") or "-",
+            ", ".join(map(str, widths[:3])) or "-",
+        ))  # fmt: skip
+    wrong = [
+        f"{r['arch']} {r['kernel']} ({r['call']}; {r['config']}): {v}{': ' + r['error'] if 'error' in r else ''}"
+        for r in rows for v in r["violations"]
+    ]  # fmt: skip
+    verdict = f"{len(rows)} binaries, all as expected" if not wrong else "FAILED:\n" + "\n".join(wrong)
+    return table(lines) + "\n\n" + verdict
+
+
+def _span(rows: list[dict[str, Any]], name: str) -> str:
+    values = [r[name] for r in rows]
+    if not values:
+        return "-"
+    return str(values[0]) if min(values) == max(values) else f"{min(values)}-{max(values)}"
 
 
 def _text(figures: Figures) -> str:
@@ -45,7 +105,13 @@ def _text(figures: Figures) -> str:
 
 
 def _write(path: Path, figures: Figures) -> None:
-    text = json.dumps({**figures.to_json(), "python": platform.python_version(), "machine": platform.machine()}, indent=2)
+    _write_text(
+        path,
+        json.dumps({**figures.to_json(), "python": platform.python_version(), "machine": platform.machine()}, indent=2),
+    )
+
+
+def _write_text(path: Path, text: str) -> None:
     part = path.with_name(f".{path.name}.part")
     part.write_text(text + "\n", encoding="utf-8")
     os.replace(part, path)

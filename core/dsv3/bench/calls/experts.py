@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from shapes import Call, Maker, Model, chosen, routed
+from dsv3.bench.calls.shapes import Call, Maker, Model, chosen, routed
 
 from dsv3.quant.fp8 import blocks
 

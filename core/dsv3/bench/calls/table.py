@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from calls_attention import (
+from dsv3.bench.calls.attention import (
     apply_rope,
     kv_cache_gather,
     kv_cache_write,
@@ -20,8 +20,8 @@ from calls_attention import (
     mla_prolog,
     rope_cache_write,
 )
-from calls_experts import fused_experts, grouped_linear, moe, moe_combine, moe_permute, route
-from shapes import Call, Maker, Model, projections
+from dsv3.bench.calls.experts import fused_experts, grouped_linear, moe, moe_combine, moe_permute, route
+from dsv3.bench.calls.shapes import Call, Maker, Model, projections
 
 from dsv3.ops import names
 from dsv3.quant.fp8 import blocks

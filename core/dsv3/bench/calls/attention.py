@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from shapes import Call, Maker, Model, cache_row, projections
+from dsv3.bench.calls.shapes import Call, Maker, Model, cache_row, projections
 
 CACHES = ("fp8", "bfloat16")
 Calls = Iterator[Call]
