@@ -156,6 +156,7 @@ class DecodeGraphs:
         self._graph, self._placement, self._source, self._path = graph, placement, source, path
         self._device, self._wanted = device, wanted
         self._offered: bool | None = None
+        self._refused: set[int] = set()  # buckets
 
     def offered(self) -> bool:
         """Whether steps may be captured at all. The backend is asked once, with a step of one addition."""
@@ -196,7 +197,7 @@ class DecodeGraphs:
 
     def captured(self, cache: BatchCache, size: Size) -> _Captured | None:
         """The graph of this size over the cache, captured now if it was not before; None where there is none."""
-        if not self.offered() or self._refuses(size.rows):
+        if not self.offered() or self._placement.binding.bucket(size.rows) in self._refused:
             return None
         if size not in cache.captured:
             try:
@@ -213,6 +214,8 @@ class DecodeGraphs:
 
     def _capture(self, cache: BatchCache, size: Size) -> _Captured | None:
         """The step is run before: kernels compile, and one that fails is replaced. No token has a slot: nothing is written."""
+        if self._refuses(size.rows):
+            return None
         binding = self._placement.binding
         static = StaticStep(size, cache.page_size, binding.bucket, self._device)
         out: list[Decoded] = []
@@ -223,7 +226,7 @@ class DecodeGraphs:
             out[:] = [Decoded(hidden, for_mtp, self._graph.logits(hidden, static.step.bucket))]
 
         step()
-        if self._refuses(size.rows):
+        if self._refuses(size.rows):  # what has taken over from a kernel that failed may be none
             return None
         binding.settled = True
         try:
@@ -243,7 +246,9 @@ class DecodeGraphs:
     def _refuses(self, rows: int) -> bool:
         if others := self.obstacles(rows):
             binding = self._placement.binding
-            span = span_text(binding.buckets[binding.bucket(rows)])
+            bucket = binding.bucket(rows)
+            self._refused.add(bucket)  # for good: reading all decisions at every step would cost more than the step
+            span = span_text(binding.buckets[bucket])
             self._note(f"not graph-safe: {', '.join(others)}" + ("" if span == "any" else f" (steps of {span} tokens)"))
         return bool(others)
 

@@ -289,7 +289,8 @@ class Model:
     def draw(self, logits: Tensor, seeds: Many[int], positions: Many[int], temperatures: Many[float]) -> Tensor:
         """ids [T] by the bound sampler."""
         device = logits.device
-        ids: Tensor = self._sample[self._placement.binding.bucket(logits.shape[0])](
+        bucket = self._placement.binding.bucket(logits.shape[0])
+        ids: Tensor = self._sample[bucket](
             logits=logits,
             seeds=torch.tensor(seeds, dtype=torch.int64, device=device),
             positions=torch.tensor(positions, dtype=torch.int32, device=device),
