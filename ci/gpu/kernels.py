@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
-from dsv3.bench.calls.table import all_calls
 from ceilings import value
 from peers import peers
-from dsv3.bench.calls.shapes import Call, Maker, Model
 from timing import Clock
 
+from dsv3.bench.calls.shapes import Call, Maker, Model
+from dsv3.bench.calls.table import all_calls
 from dsv3.conformance.target import Target
 from dsv3.dispatch.configs import text_of
 from dsv3.dispatch.guard import root_cause

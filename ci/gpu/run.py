@@ -21,8 +21,9 @@ import report
 from ceilings import ceilings
 from conform import conform
 from kernels import Rows, failed
-from dsv3.bench.calls.shapes import TINY, V3
 from timing import Clock
+
+from dsv3.bench.calls.shapes import TINY, V3
 
 BUDGET, EMULATED_BUDGET = 470.0, 45.0
 # How much of the budget is gone when a section must end. Ceilings take some seconds and have no limit.

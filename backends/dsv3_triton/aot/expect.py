@@ -8,9 +8,9 @@ from typing import Any
 from dsv3_triton.aot.inspect import Binary
 from dsv3_triton.facts import Facts
 
-# Kernels whose hot operands must be loaded 16 bytes a lane.
-_WIDE = frozenset({
-    "linear_kernel", "block_scaled_kernel", "dequant_linear_kernel", "bmm_kernel", "grouped_kernel", "mla_decode_kernel",
+# Kernels that multiply on matrix units, and whose hot operands must be loaded 16 bytes a lane.
+_PRODUCTS = frozenset({
+    "linear_kernel", "block_scaled_kernel", "dequant_linear_kernel", "int8_scaled_kernel", "bmm_kernel", "grouped_kernel", "mla_decode_kernel",
     "mla_prefill_kernel",
 })  # fmt: skip
 # Kernels that multiply in float32 without matrix units: what they decide depends on the last bits.
@@ -37,13 +37,13 @@ def violations(name: str, constants: Mapping[str, Any], dtypes: list[str], b: Bi
         wrong.append("expected room for one program on a multiprocessor, found none")
     if any(word in name for word in _NO_MATRIX) and b.matrix:
         wrong.append(f"expected no matrix instructions, found {', '.join(b.matrix)}")
-    rows = constants.get("BLOCK_M", constants.get("BLOCK_H", 0))
+    rows = constants.get("BLOCK_M", constants.get("BLOCK_H", 0)) if name in _PRODUCTS else 0
     real = not any(d == "float32" for d in dtypes[:2])
     if rows and real and not any(word in name for word in _NO_MATRIX):
         unit = matrix_unit(facts, rows, False)
         if not any(m.startswith(unit) for m in b.matrix):
             wrong.append(f"expected {unit} with {rows} rows, found {', '.join(b.matrix) or 'no matrix instruction'}")
-    if name in _WIDE and real and b.loads.get(16, 0) == 0:
+    if name in _PRODUCTS and real and b.loads.get(16, 0) == 0:
         wrong.append(f"expected loads of 16 bytes, found {dict(sorted(b.loads.items()))}")
     if facts.fp8 and any(d == facts.fp8 for d in dtypes[:2]) and rows >= 64 and facts.vendor == "amd":
         eight = [m for m in b.matrix if "fp8" in m or "f8" in m]

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import triton
+
 from dsv3_triton.facts import Facts
 
-_MATRIX = re.compile(
-    r"wgmma\.mma_async\S*|tcgen05\.mma\S*|mma\.sync\.aligned\S*|v_mfma_\S+|v_smfmac_\S+"
-)
+_MATRIX = re.compile(r"wgmma\.mma_async\S*|tcgen05\.mma\S*|mma\.sync\.aligned\S*|v_mfma_\S+|v_smfmac_\S+")
+_SHAPE = re.compile(r"m\d+n\d+k\d+|kind::\S+|e4m3|bf16|f16|f32|tf32|s8|s32")
 _ASYNC = re.compile(r"cp\.async\.c[ag]\S*|cp\.async\.bulk\S*|(?:buffer|global)_load_(?:dword\S*|lds\S*)[^\n]*\blds\b")
 _PTX_LOAD = re.compile(r"ld\.global\S*?(?:\.v(\d))?\.[bsuf](\d+)\b")
 _PTX_COPY = re.compile(r"cp\.async\.c[ag]\.shared\.global[^;]*?,\s*(0x[0-9a-f]+|\d+)(?:,|;)")
@@ -61,14 +61,12 @@ def inspect(compiled: Any, facts: Facts) -> Binary:
 
 def _kind(instruction: str) -> str:
     """Without the modifiers that say nothing of which unit runs it."""
-    if instruction.startswith("mma.sync"):
-        parts = instruction.split(".")
-        return "mma.sync." + ".".join(p for p in parts if re.fullmatch(r"m\d+n\d+k\d+|[a-z]+\d+|kind::\S+|e4m3|bf16|f16|f32|s8|s32", p))
-    if instruction.startswith("wgmma"):
-        return "wgmma." + ".".join(p for p in instruction.split(".") if re.fullmatch(r"m\d+n\d+k\d+|e4m3|bf16|f16|s8|tf32", p))
-    if instruction.startswith("tcgen05"):
-        return "tcgen05." + ".".join(p for p in instruction.split(".") if p.startswith("kind::"))
-    return instruction
+    kept = _SHAPE if instruction.startswith(("mma.sync", "wgmma")) else re.compile(r"kind::\S+")
+    if instruction.startswith("v_"):
+        return instruction
+    head, *parts = instruction.split(".")
+    head = "mma.sync" if head == "mma" else head
+    return ".".join([head, *(p for p in parts if kept.fullmatch(p))])
 
 
 def _nvidia(cubin: bytes) -> tuple[int, int]:

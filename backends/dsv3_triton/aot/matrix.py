@@ -7,12 +7,13 @@ from dataclasses import asdict
 from typing import Any
 
 import triton
+from torch import Tensor
+
 from dsv3_triton.aot.build import build
 from dsv3_triton.aot.expect import violations
 from dsv3_triton.aot.inspect import inspect
 from dsv3_triton.facts import ARCHITECTURES
 from dsv3_triton.launch import recording
-from torch import Tensor
 
 
 class Matrix:
@@ -36,7 +37,11 @@ class Matrix:
             if key in self._known:
                 continue
             self._known.add(key)
-            row: dict[str, Any] = {"kernel": kernel.fn.__name__, "constants": dict(constants), "dtypes": dtypes}
+            row: dict[str, Any] = {
+                "kernel": kernel.fn.__name__,
+                "constants": {k: v if isinstance(v, int | float | str) else str(v) for k, v in constants.items()},
+                "dtypes": dtypes,
+            }
             try:
                 binary = inspect(build(kernel, args, constants, self.facts.arch), self.facts)
             except Exception as error:  # noqa: BLE001  whatever a compiler raises is the row's result

@@ -82,14 +82,15 @@ def compiled(job: Job) -> list[Row]:
     matrix = getattr(importlib.import_module(module), name)(job.arch, job.cache)
     rows = []
     for call, kernel, config, run in _calls(job, target):
+        where = {"arch": job.arch, "op": call.op, "variant": kernel.name, "call": call.name, "config": text_of(config)}
         for row in matrix.rows(run):
-            rows.append({"arch": job.arch, "op": call.op, "variant": kernel.name, "call": call.name, "config": text_of(config), **row})
+            rows.append(where | row)
     return rows
 
 
 def _calls(job: Job, target: Target) -> Iterator[tuple[Call, Kernel, Config | None, Callable[[], Any]]]:
     sizes = {"decode": (1, 16, 64), "prefill": (2048,)} if job.full else {"decode": (8,), "prefill": (2048,)}
-    model = replace(V3, **sizes)  # type: ignore[arg-type]
+    model = replace(V3, **sizes)
     encoding = next((d for d in ("float8_e4m3fnuz",) if d in target.source.capability.dtypes), "float8_e4m3fn")
     maker = Maker(model, "meta", encoding=encoding)
     for call in all_calls(model):

@@ -165,7 +165,7 @@ def _bench(parser: argparse.ArgumentParser) -> None:
     _placement(dispatch)
     dispatch.add_argument("--json", metavar="FILE", help="write the figures there too")
     dispatch.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)
-    text = "every kernel compiled for devices that are not here: registers, spills, matrix instructions, loads; 1 if one is wrong"
+    text = "every kernel compiled for devices that are not here: registers, spills, matrix instructions, loads"
     aot = what.add_parser("aot", help=text, description=text)
     aot.add_argument("--backend", metavar="NAME", help="whose kernels (default: cuda and rocm)")
     aot.add_argument("--arch", metavar="A,B", help="architectures (default: all)")

@@ -53,7 +53,7 @@ def mla_prolog(m: Model, t: int, decode: bool) -> Calls:
     for kv in CACHES:
 
         def make(d: Maker, kv: str = kv) -> dict[str, Any]:
-            weights = {name: d.prepared("fp8-w8a8", *shape) for name, shape in layers.items()}
+            weights: dict[str, Any] = {name: d.prepared("fp8-w8a8", *shape) for name, shape in layers.items()}
             kv_b = d.weight(m.rank_heads, m.nope + m.value, m.latent)
             weights |= {"q_a_norm": d.norm(m.q_rank), "kv_a_norm": d.norm(m.latent), "w_uk": kv_b[:, : m.nope]}
             return {"x": d.normal(t, m.hidden), "weights": weights, **_places(d, t, kv), "eps": 1e-6, "n_heads": m.rank_heads}

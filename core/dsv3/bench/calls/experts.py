@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from dsv3.bench.calls.shapes import Call, Maker, Model, chosen, routed
-
 from dsv3.quant.fp8 import blocks
 
 Calls = Iterator[Call]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+
 from dsv3.bench.calls.attention import (
     apply_rope,
     kv_cache_gather,
@@ -22,7 +23,6 @@ from dsv3.bench.calls.attention import (
 )
 from dsv3.bench.calls.experts import fused_experts, grouped_linear, moe, moe_combine, moe_permute, route
 from dsv3.bench.calls.shapes import Call, Maker, Model, projections
-
 from dsv3.ops import names
 from dsv3.quant.fp8 import blocks
 
