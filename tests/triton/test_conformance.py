@@ -9,13 +9,24 @@ pytest.importorskip("triton")
 DEVICES = (("cuda", "sm_90"), ("cuda", "sm_80"), ("rocm", "gfx942"), ("rocm", "gfx950"))
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-@pytest.mark.parametrize("backend, arch", DEVICES)
-def test_all_claimed_operators_pass(backend, arch):
-    report = run(backend, level="L1", size="small", emulate=arch)
+def _passes(backend, arch, level, size):
+    report = run(backend, level=level, size=size, emulate=arch)
     failed = [f"{c.id} on {c.kernel}: {c.message}" for c in report.failed]
     assert not failed, "\n".join(failed[:20])
     passed = [c for c in report.cases if c.status == "passed"]
     margin = max(c.margin for c in passed)
     print(f"\n{backend} {arch}: {len(passed)} cases of {len({c.op for c in passed})} operators, worst margin {margin:.2f}")
+
+
+@pytest.mark.emulated
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("backend, arch", DEVICES)
+def test_all_claimed_operators_and_a_model_pass(backend, arch):
+    _passes(backend, arch, "L2", "small")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("backend, arch", [("cuda", "sm_80"), ("rocm", "gfx942")])
+def test_all_claimed_operators_pass_at_size_quick(backend, arch):
+    _passes(backend, arch, "L1", "quick")

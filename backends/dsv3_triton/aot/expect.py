@@ -10,8 +10,8 @@ from dsv3_triton.facts import Facts
 
 # Kernels that multiply on matrix units, and whose hot operands must be loaded 16 bytes a lane.
 _PRODUCTS = frozenset({
-    "linear_kernel", "block_scaled_kernel", "dequant_linear_kernel", "int8_scaled_kernel", "bmm_kernel", "grouped_kernel", "mla_decode_kernel",
-    "mla_prefill_kernel",
+    "linear_kernel", "block_scaled_kernel", "dequant_linear_kernel", "int8_scaled_kernel", "bmm_kernel", "grouped_kernel",
+    "mla_decode_kernel", "mla_prefill_kernel",
 })  # fmt: skip
 # Kernels that multiply in float32 without matrix units: what they decide depends on the last bits.
 _NO_MATRIX = ("route", "router", "topk")

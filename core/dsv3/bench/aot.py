@@ -1,8 +1,9 @@
 """The ahead-of-time matrix: every kernel of a backend, compiled for devices that are not here, inspected and judged.
 
-A backend takes part by an attribute `aot`, "module:class". The class is made with an architecture and a folder for the compiler's
-files, and its `rows(call)` compiles what a call on meta tensors would start: a mapping per binary with "kernel", "constants",
-"registers", "spills", "shared", "occupancy", "matrix", "loads", "copies", "violations", and "error" where it does not compile.
+A backend takes part by an attribute `aot`, "module:class". The class is made with an architecture and a folder for the
+compiler's files, and its `rows(call)` compiles what a call on meta tensors would start: a mapping per binary with "kernel",
+"constants", "registers", "spills", "shared", "occupancy", "matrix", "loads", "copies", "violations", and "error" where it does
+not compile.
 """
 
 from __future__ import annotations
