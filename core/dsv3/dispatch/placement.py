@@ -77,11 +77,23 @@ class Placement:
     def __str__(self) -> str:
         rows = [("operator", "kernel", "tokens", "sites", "why")]
         for op in self.operators():
-            counted = Counter((_chosen(d), span_text(span), _because(d)) for _, span, d in self.decisions(op))
-            rows += [(op, name, span, str(n), why) for (name, span, why), n in counted.items()]
+            rows += [(op, name, span_text(span), str(n), why) for (name, span, why), n in self._counted(op)]
         widths = [max(len(row[i]) for row in rows) for i in range(4)]
         lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
         return "\n".join([self.summary, *(f"note: {n}" for n in self.notes), "", *lines])
+
+    def _counted(self, op: str) -> list[tuple[tuple[str, Bucket, str], int]]:
+        """(kernel, tokens, why) and the number of call sites, in order of tokens; neighbouring buckets that are alike join."""
+        counted = Counter((_chosen(d), span, _because(d)) for _, span, d in self.decisions(op))
+        joined: list[tuple[tuple[str, Bucket, str], int]] = []
+        for (name, span, why), n in sorted(counted.items(), key=lambda item: (item[0][0], item[0][2], item[1], item[0][1])):
+            if joined:
+                (before, (first, last), reason), count = joined[-1]
+                if (before, reason, count) == (name, why, n) and last + 1 == span[0]:
+                    joined[-1] = (name, (first, span[1]), why), n
+                    continue
+            joined.append(((name, span, why), n))
+        return sorted(joined, key=lambda item: item[0][1])
 
     def to_json(self) -> dict[str, Any]:
         """{"backend", "device", "ops": {op: {"chosen", "why", "rejected": [{"kernel", "reason"}], "choices"}}}. chosen is
