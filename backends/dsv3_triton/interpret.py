@@ -8,6 +8,7 @@ functions that kernels call run as Python too.
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -30,8 +31,9 @@ def interpret(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], constan
     """Run every program of the grid, one after the other."""
     function = _of(kernel)
     given = {name: value for name, value in constants.items() if name not in _OPTIONS}
-    # Kernels may overflow and divide by zero as devices do, without a word.
-    with formats(), _inner_calls(), np.errstate(all="ignore"):
+    # Kernels may overflow, divide by zero and meet nothing but NaN, as devices do, without a word.
+    with formats(), _inner_calls(), np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
         GridExecutor(function.rewrite(), function.arg_names, grid, [])(*args, **given)
 
 

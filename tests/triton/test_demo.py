@@ -33,16 +33,27 @@ def _compared(backend, arch, kv_dtype, tokens, draft=None):
     return placement
 
 
-@pytest.mark.parametrize("backend, arch", DEVICES)
-def test_the_demo_tells_the_references_story(backend, arch):
-    placement = _compared(backend, arch, None, 8)
+def _tells_the_story(backend, arch, tokens):
+    placement = _compared(backend, arch, None, tokens)
     assert placement.quant == ("fp8-w8a16" if arch == "sm_80" else "fp8-w8a8")
     assert "emulated" in placement.summary
     assert any("rounding" in note for note in placement.notes)
     assert placement.fallbacks() == []
 
 
-@pytest.mark.slow
+def test_the_demo_begins_as_the_references_story():
+    _tells_the_story("rocm", "gfx942", 2)
+
+
+@pytest.mark.emulated
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("backend, arch", DEVICES)
+def test_the_demo_tells_the_references_story(backend, arch):
+    _tells_the_story(backend, arch, 24)
+
+
+@pytest.mark.emulated
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("backend, arch", DEVICES)
 def test_the_demo_with_drafts_and_an_fp8_cache(backend, arch):
     _compared(backend, arch, "fp8", 16, draft="mtp")

@@ -45,8 +45,7 @@ def violations(name: str, constants: Mapping[str, Any], dtypes: list[str], b: Bi
             wrong.append(f"expected {unit} with {rows} rows, found {', '.join(b.matrix) or 'no matrix instruction'}")
     if name in _PRODUCTS and real and b.loads.get(16, 0) == 0:
         wrong.append(f"expected loads of 16 bytes, found {dict(sorted(b.loads.items()))}")
-    if facts.fp8 and any(d == facts.fp8 for d in dtypes[:2]) and rows >= 64 and facts.vendor == "amd":
-        eight = [m for m in b.matrix if "fp8" in m or "f8" in m]
-        if not eight:
-            wrong.append(f"expected an FP8 matrix instruction, found {', '.join(b.matrix)}: an upcast")
+    eight = any(word in m for m in b.matrix for word in ("f8", "fp8", "e4m3"))
+    if rows >= 64 and facts.fp8 and dtypes.count(facts.fp8) >= 2 and not eight:
+        wrong.append(f"expected an FP8 matrix instruction, found {', '.join(b.matrix)}: an upcast")
     return wrong
