@@ -9,8 +9,8 @@ pytest.importorskip("triton")
 DEVICES = (("cuda", "sm_90"), ("cuda", "sm_80"), ("rocm", "gfx942"), ("rocm", "gfx950"))
 
 
-def _passes(backend, arch, level, size):
-    report = run(backend, level=level, size=size, emulate=arch)
+def _passes(backend, arch, level, size, ops=None):
+    report = run(backend, level=level, size=size, emulate=arch, ops=ops)
     failed = [f"{c.id} on {c.kernel}: {c.message}" for c in report.failed]
     assert not failed, "\n".join(failed[:20])
     passed = [c for c in report.cases if c.status == "passed"]
@@ -26,7 +26,8 @@ def test_all_claimed_operators_and_a_model_pass(backend, arch):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("backend, arch", [("rocm", "gfx942")])
-def test_all_claimed_operators_pass_at_size_quick(backend, arch):
-    _passes(backend, arch, "L1", "quick")
+@pytest.mark.timeout(600)
+def test_operators_of_three_families_pass_at_size_quick():
+    """What CI has time for; ci/emulated.sh tries everything."""
+    ops = ["rms_norm", "rope_cache_write", "block_scaled_mm"]
+    _passes("rocm", "gfx942", "L1", "quick", ops)
