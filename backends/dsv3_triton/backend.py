@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,7 +15,7 @@ from dsv3_triton.requirements import triton_problem
 ABSENT = "none"
 
 
-class TritonBackend(BackendBase):
+class TritonBackend(BackendBase, ABC):
     """A backend over `dsv3_triton`'s kernels. Subclasses give the attributes below, and find real devices."""
 
     name: str
@@ -40,17 +41,17 @@ class TritonBackend(BackendBase):
         title = ARCHITECTURES[arch].title if arch in of_vendor(self.vendor) else "unknown"
         return [Device(self.name, arch, name=f"{title}, in Triton's interpreter", emulated=True)]
 
+    @abstractmethod
     def present(self) -> list[Device]:
         """The GPUs that torch can reach."""
-        raise NotImplementedError
 
+    @abstractmethod
     def absence(self) -> Probe:
         """Why there are none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def too_old(self, arch: str) -> bool:
         """Whether an unknown architecture is older than those that are known."""
-        raise NotImplementedError
 
     def probe(self, device: Device) -> Probe:
         if device.arch == ABSENT:

@@ -1,7 +1,9 @@
-"""Absorbed attention over the paged latent cache, for few queries per sequence: multi-query attention whose keys and values are
-the latents themselves. Split over the keys where there are too few programs to fill a device.
+"""Absorbed attention over the paged latent cache: one key [latent | rope] and one value, the latent, for all heads.
 
-Source: DeepSeek-V2 report, appendix B and 2.1.2; splitting as in Dao et al. 2023, Flash-Decoding.
+The rows of a tile are (query, head) pairs of one sequence, so that a cache byte is read once for all of them. A sequence's
+keys are split between programs: `decode_combine` merges what they find. The latent is taken in chunks of columns; with an FP8
+cache a chunk is a group of 128 that shares a scale, which multiplies products and probabilities, never the codes: those are
+exact in bfloat16.
 """
 
 from __future__ import annotations
@@ -15,146 +17,210 @@ import triton.language as tl
 from torch import Tensor
 
 from dsv3.plugin import LatentCache
-from dsv3_triton.decode_combine import combine
+from dsv3_triton.decode_combine import combine, span_of
+from dsv3_triton.decode_read import operand_of, page_of, read_slots
 from dsv3_triton.launch import launch
-from dsv3_triton.numbers import decode_fp8, round_bf16
-from dsv3_triton.softmax import LOG2E, finish, online
+
+_LOG2E = 1.4426950408889634
+_LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+_GROUP = 128
 
 
 @triton.jit
-def latents(
-    ckv_ptr, scale_ptr, at, at_scale, here, R, WIDTH: tl.constexpr, FP8: tl.constexpr, FNUZ: tl.constexpr,
-    NATIVE: tl.constexpr, EVEN: tl.constexpr, ROUND_BITS: tl.constexpr, dtype: tl.constexpr,
+def _queries(ptr, at, inside, width, CHUNKS: tl.constexpr, CHUNK: tl.constexpr, WIDE: tl.constexpr):
+    """Rows of queries [rows, width] in CHUNKS parts [rows, CHUNK]; what lies past rows and width is 0."""
+    parts = ()
+    for g in tl.static_range(CHUNKS):
+        column = g * CHUNK + tl.arange(0, CHUNK)
+        part = tl.load(ptr + at[:, None] + column[None, :], mask=inside[:, None] & (column < width)[None, :], other=0.0)
+        parts += (part.to(tl.float32) if WIDE else part,)
+    return parts
+
+
+@triton.jit
+def _operands(
+    stored, CHUNKS: tl.constexpr, FP8: tl.constexpr, FNUZ: tl.constexpr, NATIVE: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
-    """Cache rows [n, WIDTH] in dtype. EVEN: R is WIDTH, so that no lane needs a mask of its own. Scales are read once per 128
-    numbers and spread in registers."""
-    lane = tl.arange(0, WIDTH)[None, :]
-    if EVEN:
-        inside = here[:, None]
+    """The parts of the latent, as products take them."""
+    parts = ()
+    for g in tl.static_range(CHUNKS):
+        parts += (operand_of(stored[g], FP8, FNUZ, NATIVE, WIDE),)
+    return parts
+
+
+@triton.jit
+def _scores(q, q_pe, latent, kpe, stored, CHUNKS: tl.constexpr, FP8: tl.constexpr):
+    """Products of queries and keys [rows, slots]."""
+    s = tl.dot(q_pe, tl.trans(kpe), input_precision="ieee")
+    for g in tl.static_range(CHUNKS):
+        if FP8:
+            s += tl.dot(q[g], tl.trans(latent[g]), input_precision="ieee") * stored[CHUNKS + 1 + g][None, :]
+        else:
+            s = tl.dot(q[g], tl.trans(latent[g]), s, input_precision="ieee")
+    return s
+
+
+@triton.jit
+def _absorb(acc, top, total, s, latent, stored, CHUNKS: tl.constexpr, FP8: tl.constexpr):
+    """The softmax so far (acc in parts [rows, CHUNK], top and total [rows]) and a block with scores s [rows, slots]."""
+    higher = tl.maximum(top, tl.max(s, axis=1))
+    shift = tl.where(higher == float("-inf"), 0.0, higher)
+    p = tl.exp2(s - shift[:, None])
+    alpha = tl.exp2(top - shift)
+    sums = ()
+    for g in tl.static_range(CHUNKS):
+        weights = p * stored[CHUNKS + 1 + g][None, :] if FP8 else p
+        sums += (tl.dot(weights.to(latent[g].dtype), latent[g], acc[g] * alpha[:, None], input_precision="ieee"),)
+    return sums, higher, total * alpha + tl.sum(p, axis=1)
+
+
+@triton.jit
+def _write(row_ptr, acc, factor, inside, R, CHUNKS: tl.constexpr, CHUNK: tl.constexpr):
+    """acc * factor [rows, R] to the rows that are inside."""
+    for g in tl.static_range(CHUNKS):
+        column = g * CHUNK + tl.arange(0, CHUNK)
+        o = (acc[g] * factor[:, None]).to(row_ptr.dtype.element_ty)
+        tl.store(row_ptr[:, None] + column[None, :], o, mask=inside[:, None] & (column < R)[None, :])
+
+
+@triton.jit
+def _zeros(CHUNKS: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr):
+    parts = ()
+    for _ in tl.static_range(CHUNKS):
+        parts += (tl.zeros((ROWS, CHUNK), tl.float32),)
+    return parts
+
+
+@triton.jit(do_not_specialize=["T", "splits", "start", "scale", "table_row"])
+def decode_kernel(
+    q_ptr, pe_ptr, ckv_ptr, kpe_ptr, scale_ptr, table_ptr, lengths_ptr, cu_ptr, o_ptr, lse_ptr,
+    T, splits, start, scale, table_row, heads, R, P,
+    q_t, q_h, pe_t, pe_h, ckv_page, ckv_row, kpe_page, kpe_row, scale_page, scale_row,
+    PAGE: tl.constexpr, FP8: tl.constexpr, FNUZ: tl.constexpr, NATIVE: tl.constexpr, WIDE: tl.constexpr, DIRECT: tl.constexpr,
+    CHUNKS: tl.constexpr, CHUNK: tl.constexpr, ROPE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr,
+    SPAN: tl.constexpr, ONE_PAGE: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """One program: BLOCK_H (query, head) pairs of a sequence x one split of its keys. DIRECT: the only split writes o and lse;
+    else every split writes its own, normalised, and its lse to base 2. WIDE: float32 operands. ONE_PAGE: BLOCK_N slots from a
+    multiple of BLOCK_N lie in one page, whose number is read a block ahead. AHEAD: so is the block; Triton does it for loads
+    that go into products as they are. scale: times log2(e)."""
+    split, sequence = tl.program_id(1), tl.program_id(2)
+    first = tl.load(cu_ptr + sequence)
+    queries = (tl.load(cu_ptr + sequence + 1) - first).to(tl.int32)
+    length = tl.load(lengths_ptr + sequence).to(tl.int32)
+    first_row = tl.program_id(0) * BLOCK_H
+    span = span_of(length - start, splits, SPAN)
+    low = start + split * span
+    if first_row >= queries * heads or (low >= length and not DIRECT):
+        return
+    row = first_row + tl.arange(0, BLOCK_H)
+    inside = row < queries * heads
+    query = row // heads
+    head = row - query * heads
+    token = first.to(tl.int64) + query
+    limit = length - queries + query + 1
+    last = (tl.minimum(first_row + BLOCK_H, queries * heads) - 1) // heads
+    high = tl.minimum(low + span, length - queries + last + 1)
+
+    q = _queries(q_ptr, token * q_t + head * q_h, inside, R, CHUNKS, CHUNK, WIDE)
+    q_pe = _queries(pe_ptr, token * pe_t + head * pe_h, inside, P, 1, ROPE, WIDE)[0]
+    acc = _zeros(CHUNKS, BLOCK_H, CHUNK)
+    top = tl.full((BLOCK_H,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_H,), tl.float32)
+    table_ptr += sequence.to(tl.int64) * table_row
+    begin = low // BLOCK_N * BLOCK_N
+    page = page_of(table_ptr, begin, high, PAGE)
+    if AHEAD:
+        coming = read_slots(
+            ckv_ptr, kpe_ptr, scale_ptr, table_ptr, page, begin, low, high, R, P,
+            ckv_page, ckv_row, kpe_page, kpe_row, scale_page, scale_row,
+            PAGE, ONE_PAGE, FP8, CHUNKS, CHUNK, ROPE, BLOCK_N,
+        )  # fmt: skip
+        page = page_of(table_ptr, begin + BLOCK_N, high, PAGE)
+    # What a compiler moves out of this loop it cannot keep in registers.
+    for at in tl.range(begin, high, BLOCK_N, disable_licm=True):
+        read_at = at + BLOCK_N if AHEAD else at
+        just_read = read_slots(
+            ckv_ptr, kpe_ptr, scale_ptr, table_ptr, page, read_at, low, high, R, P,
+            ckv_page, ckv_row, kpe_page, kpe_row, scale_page, scale_row,
+            PAGE, ONE_PAGE, FP8, CHUNKS, CHUNK, ROPE, BLOCK_N,
+        )  # fmt: skip
+        page = page_of(table_ptr, read_at + BLOCK_N, high, PAGE)
+        if AHEAD:
+            stored = coming
+            coming = just_read
+        else:
+            stored = just_read
+        latent = _operands(stored, CHUNKS, FP8, FNUZ, NATIVE, WIDE)
+        s = _scores(q, q_pe, latent, operand_of(stored[CHUNKS], False, FNUZ, NATIVE, WIDE), stored, CHUNKS, FP8)
+        position = at + tl.arange(0, BLOCK_N)
+        there = (position >= low) & (position < high)
+        s = tl.where(there[None, :] & (position[None, :] < limit[:, None]), s * scale, float("-inf"))
+        acc, top, total = _absorb(acc, top, total, s, latent, stored, CHUNKS, FP8)
+    empty = total == 0.0  # a maximum drops NaN, the sum does not
+    inverse = 1.0 / tl.where(empty, 1.0, total)
+    lse = tl.where(empty, float("-inf"), top + tl.log2(tl.where(empty, 1.0, total)))
+    pair = token * heads + head
+    if DIRECT:
+        tl.store(lse_ptr + head.to(tl.int64) * T + token, lse * _LN2, mask=inside)
     else:
-        inside = here[:, None] & (lane < R)
-    x = tl.load(ckv_ptr + at[:, None] + lane, mask=inside, other=0.0)
-    if FP8:
-        lanes: tl.constexpr = min(WIDTH, 128)
-        groups: tl.constexpr = WIDTH // lanes
-        rows: tl.constexpr = at.shape[0]
-        group = tl.arange(0, groups)[None, :]
-        present = here[:, None]
-        if not EVEN:
-            present = present & (group * 128 < R)
-        scale = tl.load(scale_ptr + at_scale[:, None] + group, mask=present, other=0.0)
-        spread = tl.reshape(tl.broadcast_to(scale[:, :, None], (rows, groups, lanes)), (rows, WIDTH))
-        if NATIVE:
-            x = x.to(tl.float32) * spread
-        else:
-            x = decode_fp8(x, FNUZ) * spread
-        if ROUND_BITS:
-            return round_bf16(x)
-    return x.to(dtype)
-
-
-@triton.jit(do_not_specialize=["split_keys", "start", "stride_table", "tiles", "splits"])
-def mla_decode_kernel(
-    q_ptr, qpe_ptr, ckv_ptr, kpe_ptr, scale_ptr, table_ptr, lens_ptr, cu_ptr, o_ptr, lse_ptr,
-    tiles, split_keys, splits, start, scale_log2, heads, R, P, page_size, tokens_lse,
-    stride_qt, stride_qh, stride_pt, stride_ph, stride_table,
-    page_ckv, row_ckv, page_kpe, row_kpe, page_scale, row_scale,
-    WIDTH: tl.constexpr, ROPE: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_N: tl.constexpr, FP8: tl.constexpr,
-    FNUZ: tl.constexpr, NATIVE: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, EVEN: tl.constexpr,
-    ROUND_BITS: tl.constexpr,
-):  # fmt: skip
-    """One program: BLOCK_H (query, head) rows of one sequence x one range of its keys. SPLIT: o is float32
-    [tokens, heads, splits, R] and lse [tokens, heads, splits]; else o [tokens, heads, R] and lse [heads, tokens]."""
-    sequence, tile, split = tl.program_id(0) // tiles, tl.program_id(0) % tiles, tl.program_id(1)
-    first = tl.load(cu_ptr + sequence).to(tl.int32)
-    queries = tl.load(cu_ptr + sequence + 1).to(tl.int32) - first
-    if tile * BLOCK_H < queries * heads:
-        row = tile * BLOCK_H + tl.arange(0, BLOCK_H)
-        query, head = row // heads, row % heads
-        used = row < queries * heads
-        token = (first + query).to(tl.int64)
-        length = tl.load(lens_ptr + sequence).to(tl.int32)
-        limit = length - queries + query + 1
-        low = start + split * split_keys
-        high = tl.minimum(length, low + split_keys)
-        dtype: tl.constexpr = q_ptr.dtype.element_ty
-        lane, rope = tl.arange(0, WIDTH)[None, :], tl.arange(0, ROPE)[None, :]
-        q = tl.load(q_ptr + (token * stride_qt + head * stride_qh)[:, None] + lane, mask=used[:, None] & (lane < R), other=0.0)
-        q_pe = tl.load(
-            qpe_ptr + (token * stride_pt + head * stride_ph)[:, None] + rope, mask=used[:, None] & (rope < P), other=0.0
-        )
-        largest = tl.full([BLOCK_H], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK_H], tl.float32)
-        acc = tl.zeros([BLOCK_H, WIDTH], tl.float32)
-        for at in range(low, high, BLOCK_N):
-            slot = at + tl.arange(0, BLOCK_N)
-            here = slot < high
-            page = tl.load(table_ptr + sequence * stride_table + slot // page_size, mask=here, other=0).to(tl.int64)
-            offset = (slot % page_size).to(tl.int64)
-            c = latents(
-                ckv_ptr, scale_ptr, page * page_ckv + offset * row_ckv, page * page_scale + offset * row_scale, here, R,
-                WIDTH, FP8, FNUZ, NATIVE, EVEN, ROUND_BITS, dtype,
-            )  # fmt: skip
-            key = (page * page_kpe + offset * row_kpe)[:, None] + rope
-            k_pe = tl.load(kpe_ptr + key, mask=here[:, None] & (rope < P), other=0.0).to(dtype)
-            scores = tl.dot(q, tl.trans(c), input_precision=PRECISION)
-            scores = tl.dot(q_pe, tl.trans(k_pe), scores, input_precision=PRECISION) * scale_log2
-            visible = here[None, :] & (slot[None, :] < limit[:, None])
-            p, largest, total, acc = online(tl.where(visible, scores, float("-inf")), largest, total, acc)
-            acc = tl.dot(p.to(dtype), c, acc, input_precision=PRECISION)
-        o, lse = finish(largest, total, acc)
-        if SPLIT:
-            part = (token * heads + head) * splits + split
-            tl.store(lse_ptr + part, lse, mask=used)
-            # What a range without keys holds is never read.
-            tl.store(o_ptr + part[:, None] * R + lane, o, mask=(used & (lse > float("-inf")))[:, None] & (lane < R))
-        else:
-            tl.store(lse_ptr + head.to(tl.int64) * tokens_lse + token, lse, mask=used)
-            place = (token * heads + head)[:, None] * R + lane
-            tl.store(o_ptr + place, o.to(o_ptr.dtype.element_ty), mask=used[:, None] & (lane < R))
-
-
-def splits_of(programs: int, max_k: int, target: int, least: int) -> int:
-    """How many ranges the keys are split into: enough for `target` programs, none shorter than `least` keys."""
-    return max(1, min(triton.cdiv(target, max(programs, 1)), triton.cdiv(max_k, least)))
+        pair += split.to(tl.int64) * T * heads
+        tl.store(lse_ptr + pair, lse, mask=inside)
+    _write(o_ptr + pair * R, acc, inverse, inside, R, CHUNKS, CHUNK)
 
 
 def mla_decode(
-    q_c: Tensor, q_pe: Tensor, cache: LatentCache, block_table: Tensor, seq_lens: Tensor, cu_q: Tensor, max_q: int, max_k: int,
-    scale: float, start: int, config: Mapping[str, Any],
+    q_c: Tensor, q_pe: Tensor, cache: LatentCache, block_table: Tensor, seq_lens: Tensor, cu_q: Tensor,
+    max_q: int, max_k: int, scale: float, start: int, config: Mapping[str, Any],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`dsv3.ops.mla_decode`. config: BLOCK_H rows and BLOCK_N keys a tile, TARGET programs to aim for, LEAST keys a split,
-    FP8, the encoding that the device decodes by itself, ROUND_BITS where it cannot round to
-    bfloat16 by itself."""
-    tokens, heads, rank = q_c.shape
-    sequences = len(seq_lens)
-    o = torch.empty(tokens, heads, rank, dtype=q_c.dtype, device=q_c.device)
-    lse = torch.empty(heads, tokens, dtype=torch.float32, device=q_c.device)
-    tiles = triton.cdiv(max(max_q, 1) * heads, config["BLOCK_H"])
-    splits = splits_of(sequences * tiles, max_k, config["TARGET"], config["LEAST"])
-    keys = triton.cdiv(triton.cdiv(max(max_k, 1), splits), config["BLOCK_N"]) * config["BLOCK_N"]
-    splits = triton.cdiv(max(max_k, 1), keys)
-    split = splits > 1
-    if split:
-        part_o = torch.empty(tokens, heads, splits, rank, dtype=torch.float32, device=q_c.device)
-        part_lse = torch.full((tokens, heads, splits), float("-inf"), dtype=torch.float32, device=q_c.device)
-    fp8 = cache.scale is not None
-    encoding = str(cache.ckv.dtype).removeprefix("torch.")
-    native = fp8 and config["FP8"] == encoding
-    codes = cache.ckv.view(torch.uint8) if fp8 and not native else cache.ckv
-    scales = cache.scale if cache.scale is not None else cache.kpe
-    launch(
-        mla_decode_kernel, (sequences * tiles, splits),
-        q_c, q_pe, codes, cache.kpe, scales, block_table, seq_lens, cu_q, part_o if split else o, part_lse if split else lse,
-        tiles, keys, splits, start, scale * LOG2E, heads, rank, q_pe.shape[2], codes.shape[1], tokens,
-        q_c.stride(0), q_c.stride(1), q_pe.stride(0), q_pe.stride(1), block_table.stride(0),
-        codes.stride(0), codes.stride(1), cache.kpe.stride(0), cache.kpe.stride(1), scales.stride(0), scales.stride(1),
-        WIDTH=max(16, triton.next_power_of_2(rank)), ROPE=max(16, triton.next_power_of_2(q_pe.shape[2])),
-        BLOCK_H=config["BLOCK_H"], BLOCK_N=config["BLOCK_N"], FP8=fp8, FNUZ=encoding == "float8_e4m3fnuz", NATIVE=native,
-        SPLIT=split, PRECISION="ieee", EVEN=rank == max(16, triton.next_power_of_2(rank)),
-        ROUND_BITS=config.get("ROUND_BITS", False) and q_c.dtype == torch.bfloat16, num_warps=config["num_warps"],
-        num_stages=config["num_stages"],
+    """`dsv3.ops.mla_decode`: q_c [T, Nh, R], q_pe [T, Nh, P], block_table [S, maxp], seq_lens [S], cu_q [S+1] ->
+    o [T, Nh, R], lse [Nh, T]. The number of splits follows from host integers; how far each reaches, from seq_lens."""
+    t, heads, rank = q_c.shape
+    sequences = seq_lens.shape[0]
+    o = torch.empty(t, heads, rank, dtype=q_c.dtype, device=q_c.device)
+    lse = torch.empty(heads, t, dtype=torch.float32, device=q_c.device)
+    if o.numel() == 0 or sequences == 0 or max_q <= 0:
+        return o, lse
+    q_c, q_pe, block_table = (x if x.stride(-1) == 1 else x.contiguous() for x in (q_c, q_pe, block_table))
+    tile = _tile(q_c, q_pe, cache, max_q * heads, config)
+    tiles = triton.cdiv(max_q * heads, tile["BLOCK_H"])
+    splits = max(1, min(config["TARGET_PROGRAMS"] // (tiles * sequences), triton.cdiv(max_k, config["SPAN"])))
+    direct = splits == 1
+    out = (o, lse) if direct else (
+        torch.empty(splits, t, heads, rank, dtype=torch.float32, device=o.device),
+        torch.empty(splits, t, heads, dtype=torch.float32, device=o.device),
     )  # fmt: skip
-    if split:
-        combine(part_o, part_lse, o, lse)
+    ckv = cache.ckv if cache.scale is None else cache.ckv.view(torch.uint8)
+    scales = cache.kpe if cache.scale is None else cache.scale
+    launch(
+        decode_kernel, (tiles, splits, sequences),
+        q_c, q_pe, ckv, cache.kpe, scales, block_table, seq_lens, cu_q, *out,
+        t, splits, start, scale * _LOG2E, block_table.stride(0), heads, rank, q_pe.shape[2],
+        *q_c.stride()[:2], *q_pe.stride()[:2], *(plane.stride(i) for plane in (ckv, cache.kpe, scales) for i in (0, 1)),
+        DIRECT=direct, **tile,
+    )  # fmt: skip
+    if not direct:
+        combine(*out, seq_lens, cu_q, o, lse, max_q, start, config)
     return o, lse
+
+
+def _tile(q_c: Tensor, q_pe: Tensor, cache: LatentCache, rows: int, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Constants of a launch. A tile has no more rows than the longest sequence of queries needs."""
+    fp8, rank = cache.scale is not None, q_c.shape[2]
+    chunk = _GROUP if fp8 else min(config["CHUNK"], _padded(rank))
+    planes = (q_c, cache.kpe) if fp8 else (q_c, cache.kpe, cache.ckv)
+    kept = {n: v for n, v in config.items() if n not in ("CHUNK", "NATIVE", "TARGET_PROGRAMS", "ROWS", "COMBINE_WARPS")}
+    return {
+        **kept,
+        "BLOCK_H": min(config["BLOCK_H"], _padded(rows)), "PAGE": cache.ckv.shape[1],
+        "ONE_PAGE": cache.ckv.shape[1] % config["BLOCK_N"] == 0,
+        "FP8": fp8, "FNUZ": cache.ckv.dtype == torch.float8_e4m3fnuz,
+        "NATIVE": fp8 and str(cache.ckv.dtype).removeprefix("torch.") == config["NATIVE"],
+        "WIDE": any(x.dtype == torch.float32 for x in planes),
+        "CHUNK": chunk, "CHUNKS": triton.cdiv(rank, chunk), "ROPE": _padded(q_pe.shape[2]),
+    }  # fmt: skip
+
+
+def _padded(n: int) -> int:
+    """A power of two of 16 or more: what matrix instructions take."""
+    return max(16, triton.next_power_of_2(n))

@@ -82,12 +82,3 @@ def exp_accurate(x):
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
     half = tl.floor(n * 0.5)  # 2^n may be subnormal, or too large, where the product is not
     return tl.exp2(r * _LOG2E) * tl.exp2(half) * tl.exp2(n - half)
-
-
-@triton.jit
-def round_bf16(x):
-    """float32 -> bfloat16 to nearest, ties to even, by integer arithmetic: for devices without such a conversion, where the
-    compiler's own keeps a mask per number for NaN. Here NaN stays NaN unless all its low bits are set, which no arithmetic
-    gives."""
-    bits = x.to(tl.int32, bitcast=True)
-    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True)

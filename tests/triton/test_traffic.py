@@ -89,16 +89,26 @@ def test_experts_read_the_weights_of_the_chosen_ones_once(target, quant):
 
 
 @pytest.mark.parametrize("kv", ["bfloat16", "fp8"])
-def test_attention_reads_each_cached_row_once(target, kv):
-    """16 heads, one query: one tile. With 128 heads, or drafts, there are more tiles, and each reads the cache."""
-    queries = 1
+@pytest.mark.parametrize("queries", [1, 2])
+def test_attention_reads_each_cached_row_once(target, kv, queries):
+    """16 heads, with one query and with a draft to verify: one tile."""
+    _once(*_attention(target, kv, queries, heads=16))
+
+
+@pytest.mark.parametrize("kv", ["bfloat16", "fp8"])
+def test_attention_over_all_heads_reads_the_cache_once_per_tile(target, kv):
+    """128 heads are more rows than accumulators fit into registers for: every tile of 32 or 64 rows reads the cache."""
+    loaded, least = _attention(target, kv, 1, heads=128)
+    assert loaded <= 4.4 * least
+
+
+def _attention(target, kv, queries, heads):
     maker, length = Maker(SIZES, "cpu"), 300
     arguments = {
-        "q_c": maker.normal(queries, 16, 512), "q_pe": maker.normal(queries, 16, 64), "cache": maker.cache(kv, length),
+        "q_c": maker.normal(queries, heads, 512), "q_pe": maker.normal(queries, heads, 64), "cache": maker.cache(kv, length),
         **maker.tables(1, length), "cu_q": torch.tensor([0, queries], dtype=torch.int32), "max_q": queries, "max_k": length,
         "scale": 0.1, "start": 0,
     }  # fmt: skip
     loaded, touched, _ = _run(target, "mla_decode", arguments, ["cache"])
-    row = 512 + 16 + 128 if kv == "fp8" else 2 * 576
-    assert touched == length * row
-    _once(loaded, touched)
+    assert touched == length * (512 + 16 + 128 if kv == "fp8" else 2 * 576)
+    return loaded, touched

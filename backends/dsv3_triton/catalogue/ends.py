@@ -16,7 +16,7 @@ def kernels(facts: Facts) -> list[Kernel]:
         Kernel("gumbel_argmax", "two-stage", "dsv3_triton.sampling:gumbel_argmax", needs=(DType("logits", *_REAL),),
                batch_invariant=True, configs="gumbel_argmax"),
         Kernel("merge_attn_states", "rows", "dsv3_triton.merge:merge_attn_states", needs=(DType("o1", *_REAL),),
-               configs="merge_attn_states"),
+               batch_invariant=True, configs="merge_attn_states"),
         Kernel("dequant_block", "tiles", "dsv3_triton.dequantize:dequant_block", needs=(DType("dtype", *_REAL),),
                batch_invariant=True, configs="dequant_block"),
     ]  # fmt: skip

@@ -31,6 +31,7 @@ from dsv3.ops import names, spec
 from dsv3.plugin import Kernel
 
 Row = dict[str, Any]
+_ATTENTION = ("mla_decode", "mla_prefill")
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,13 @@ def compiled(job: Job) -> list[Row]:
 
 
 def _calls(job: Job, target: Target) -> Iterator[tuple[Call, Kernel, Config | None, Callable[[], Any]]]:
-    sizes = {"decode": (1, 16, 64), "prefill": (2048,)} if job.full else {"decode": (8,), "prefill": (2048,)}
-    model = replace(V3, **sizes)
+    sizes = (1, 16, 32, 64) if job.full else (1, 32)
+    model = replace(V3, decode=sizes, prefill=(2048,))
+    whole = replace(model, tp=1)  # attention that is not sliced: 128 heads
     encoding = next((d for d in ("float8_e4m3fnuz",) if d in target.source.capability.dtypes), "float8_e4m3fn")
-    maker = Maker(model, "meta", encoding=encoding)
-    for call in all_calls(model):
+    calls = [(call, Maker(model, "meta", encoding=encoding)) for call in all_calls(model)]
+    calls += [(call, Maker(whole, "meta", encoding=encoding)) for call in all_calls(whole) if call.op in _ATTENTION]
+    for call, maker in calls:
         if call.op not in job.ops:
             continue
         plain = call.arguments(maker)

@@ -32,7 +32,8 @@ def alone(op: str, arguments: Mapping[str, Any]) -> Iterator[Part]:
     parts = ((rows // 2, rows), (rows - 1, rows), (rows // 3, rows // 3 + min(rows // 2, 12)))
     for first, last in dict.fromkeys(parts if rows > 1 else ()):
         if 0 < last - first < rows:
-            yield _combined(arguments, first, last) if op == "moe_combine" else _rows(op, arguments, first, last)
+            rows_of = {"moe_combine": _combined, "merge_attn_states": _merged}.get(op)
+            yield rows_of(arguments, first, last) if rows_of else _rows(op, arguments, first, last)
 
 
 def _rows(op: str, arguments: Mapping[str, Any], first: int, last: int) -> Part:
@@ -45,6 +46,12 @@ def _rows(op: str, arguments: Mapping[str, Any], first: int, last: int) -> Part:
             value = arguments[term.path]
             part[term.path] = None if value is None else value[first:last].clone()
     return part, lambda outputs: map_tensors(outputs, lambda t: t[first:last])
+
+
+def _merged(a: Mapping[str, Any], first: int, last: int) -> Part:
+    """Tokens first to last of merge_attn_states: they are the second axis of lse."""
+    part = {name: (a[name][first:last] if name.startswith("o") else a[name][:, first:last]).clone() for name in a}
+    return part, lambda outputs: (outputs[0][first:last], outputs[1][:, first:last].contiguous())
 
 
 def _combined(a: Mapping[str, Any], first: int, last: int) -> Part:
