@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import ml_dtypes
 import pytest
 
 pytest.importorskip("triton")
@@ -13,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
+from dsv3.errors import OperatorError
 from dsv3.plugin import Prepared
 from dsv3.quant import quantize
 from dsv3_triton.facts import ARCHITECTURES
@@ -83,8 +85,18 @@ def test_fnuz_weights_are_the_same_numbers_and_come_back() -> None:
 
 
 def test_fnuz_refuses_nan_codes_and_counts_them() -> None:
-    with pytest.raises(ValueError, match="3 of the weight's 26000 FP8 codes are NaN"):
+    with pytest.raises(OperatorError, match="3 NaN codes"):
         to_fnuz(_fp8_weight(0x7F, 0xFF, 0x7F))
+
+
+def test_all_254_codes_that_are_numbers_keep_their_value_as_fnuz() -> None:
+    codes = torch.tensor([c for c in range(256) if c & 0x7F != 0x7F], dtype=torch.uint8).view(1, 254)
+    weight = Prepared("canonical", "fp8-w8a8", (1, 254), {"weight": codes.view(torch.float8_e4m3fn), "scale": torch.ones(1, 2)})
+    changed = to_fnuz(weight)
+    bits = changed.tensors["weight"].view(torch.uint8)
+    assert torch.equal(bits, torch.where(codes == 0x80, 0, codes))
+    independent = torch.from_numpy(bits.numpy().view(ml_dtypes.float8_e4m3fnuz).astype("float32"))
+    assert torch.equal(independent * changed.tensors["scale"][0, 0], weight.tensors["weight"].float())
 
 
 _V3 = {
