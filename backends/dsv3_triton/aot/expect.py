@@ -8,8 +8,8 @@ from typing import Any
 from dsv3_triton.aot.inspect import Binary
 from dsv3_triton.facts import Facts
 
-# A floor, not the aim: scales are loads of 4 bytes, many of them unrolled. Half of the products are above 0.9; FP8 caches on AMD,
-# whose codes come 4 and 8 bytes at a time, are at 0.23.
+# A floor, not the aim: scales are loads of 4 bytes, many of them unrolled. Half of the products are above 0.9; FP8 caches on
+# AMD, whose codes come 4 and 8 bytes at a time, are at 0.23.
 _WIDE = 0.2
 # Kernels that multiply on matrix units, and whose operands must be loaded 16 bytes a lane.
 _PRODUCTS = frozenset({
