@@ -1,4 +1,4 @@
-"""The conformance suite on emulated devices: every operator that the backends claim, and a model on them."""
+"""The conformance suite on emulated devices: every operator that the backends claim. A model on them is in test_demo."""
 
 import pytest
 
@@ -21,8 +21,8 @@ def _passes(backend, arch, level, size, ops=None):
 @pytest.mark.emulated
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("backend, arch", DEVICES)
-def test_all_claimed_operators_and_a_model_pass(backend, arch):
-    _passes(backend, arch, "L2", "small")
+def test_all_claimed_operators_pass(backend, arch):
+    _passes(backend, arch, "L1", "small")
 
 
 @pytest.mark.slow
