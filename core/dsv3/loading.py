@@ -246,6 +246,10 @@ def _formats(
     stored: Quant = "none"
     if c.quant_method == "fp8":
         stored = "fp8-w8a8" if "fp8_mma" in source.capability.features else "fp8-w8a16"
+    elif c.quant_method == "int4":
+        stored = "int4-w4a16"
+    elif c.quant_method != "none":
+        stored = "int8-w8a8" if c.quant_activations else "int8-w8a16"
     mtp: Quant = "none" if plan.stored_real(c.num_hidden_layers) else stored
     return _Formats(chosen, quant or stored, kv or chosen, quant or mtp)  # type: ignore[arg-type]
 

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from dsv3.checkpoint.progress import bytes_progress
 from dsv3.checkpoint.reader import Array, Reader, check_contents, check_copy, check_replicas
+from dsv3.checkpoint.stored import WEIGHTS
+from dsv3.checkpoint.unpack import canonical_codes, real_rows
 from dsv3.checkpoint.validate import Item, LoadPlan
 from dsv3.graph.weights import ModelWeights, walk
 from dsv3.plugin import Prepared
 from dsv3.quant import SCHEMES, canonical, quantize
-from dsv3.quant.fp8 import BLOCK, dequantize_block
+from dsv3.quant.fp8 import BLOCK
 
 Prepare = Callable[[str, Prepared], Prepared]
 _SLICE = 1 << 17  # numbers converted at a time: bounds what a conversion, and the allocator after it, holds beside the weights
@@ -98,21 +100,17 @@ def _place(target: Tensor | Prepared, item: Item, source: Tensor, scale: Tensor 
     if item.expected.expert is not None:
         tensors = {name: t[item.expected.expert] for name, t in tensors.items()}
     first = target.shape[-2] // 2 if item.expected.half == "up" else 0
-    rows, cols = source.shape
-    if scale is None and target.quant == "none":
+    rows, cols = item.expected.shape
+    if target.quant == "none" and scale is None:
         tensors["weight"][first : first + rows, :cols].copy_(source)
         return
-    if scale is not None and SCHEMES[target.quant].weights == "fp8":
-        # As bytes: copying between FP8 tensors would go through float32.
-        view = tensors["weight"].view(torch.uint8)
-        view[first : first + rows, :cols].copy_(source.view(torch.uint8))
-        tensors["scale"][first // BLOCK :][: scale.shape[0], : scale.shape[1]].copy_(scale)
+    if SCHEMES[target.quant].weights == WEIGHTS[item.stored]:
+        assert scale is not None
+        _write(tensors, {"weight": canonical_codes(source, item.stored, cols), "scale": scale}, first)
         return
     work = torch.float64 if tensors["weight"].dtype == torch.float64 else torch.float32
     for at, stop in _slices(rows, cols):
-        part = source[at:stop]
-        if scale is not None:
-            part = dequantize_block(part, scale[at // BLOCK : -(-stop // BLOCK)], work)
+        part = real_rows(source, scale, item.stored, cols, at, stop, work)
         _write(tensors, quantize(part, target.quant, target.scale_fmt), first + at)
 
 
@@ -121,7 +119,7 @@ def _write(tensors: Mapping[str, Tensor], parts: Mapping[str, Tensor], row: int)
         whole = tensors[name]
         scale_rows = name == "scale" and whole.shape[0] != tensors["weight"].shape[0]
         at = row // BLOCK if scale_rows else row
-        if part.element_size() == 1:
+        if part.element_size() == 1:  # as bytes: copying between FP8 tensors would go through float32
             whole, part = whole.view(torch.uint8), part.view(torch.uint8)
         whole[at : at + part.shape[0], : part.shape[1]].copy_(part)
 

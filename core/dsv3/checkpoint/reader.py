@@ -15,7 +15,7 @@ from dsv3.checkpoint.validate import LoadPlan
 
 Array = NDArray[np.generic]
 # BF16 and FP8 as their bits: numpy has neither.
-_NUMPY = {"F32": np.float32, "BF16": np.uint16, "F8_E4M3": np.uint8}
+_NUMPY = {"F32": np.float32, "BF16": np.uint16, "F8_E4M3": np.uint8, "I8": np.int8, "I32": np.int32, "I64": np.int64}
 _CHUNK = 1 << 18  # numbers checked at a time: what a core's cache holds
 _LARGEST_SCALE = float(np.finfo(np.float32).max) / 448  # times the largest FP8 number it would be infinite
 _REPLACE = "the weights are damaged: download or convert the file again"
@@ -29,8 +29,12 @@ class Reader:
 
     def array(self, entry: Entry) -> Array:
         """The whole tensor; parts of several ranks are joined into a new array."""
-        parts = [self._part(entry, part) for part in entry.parts]
+        parts = self.parts(entry)
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=entry.axis)
+
+    def parts(self, entry: Entry) -> list[Array]:
+        """What each rank holds of the tensor."""
+        return [self._part(entry, part) for part in entry.parts]
 
     def bits(self, entry: Entry) -> Array:
         """The tensor's bytes, for comparisons: NaN equals itself."""
@@ -53,9 +57,13 @@ def check_contents(entry: Entry, array: Array, scale: bool = False) -> None:
         if entry.dtype == "F8_E4M3":
             if bool(((chunk & 0x7F) == 0x7F).any()):  # type: ignore[operator]
                 raise fault(entry.file, entry.name, "FP8 numbers", "NaN codes (0x7F or 0xFF)", _REPLACE)
+        elif entry.dtype in ("I8", "I32"):
+            return  # every code is a number
         elif entry.dtype == "BF16":
             if int((chunk & 0x7FFF).max()) >= 0x7F80:  # type: ignore[operator]
                 raise fault(entry.file, entry.name, "finite numbers", "NaN or infinity", _REPLACE)
+            if scale and not 0 < int(chunk.min()) <= int(chunk.max()) < 0x8000:
+                raise fault(entry.file, entry.name, "finite positive scales", "zero or less", _REPLACE)
         elif not bool(np.isfinite(chunk).all()):
             what = "finite positive scales" if scale else "finite numbers"
             raise fault(entry.file, entry.name, what, "NaN or infinity", _REPLACE)

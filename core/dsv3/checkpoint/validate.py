@@ -8,23 +8,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dsv3.checkpoint import stored
 from dsv3.checkpoint.header import fault
 from dsv3.checkpoint.layout import Entry
+from dsv3.checkpoint.stored import INTEGER, PACKED, StoredFormat
 from dsv3.graph.config import ModelConfig
-from dsv3.graph.names import SCALE_SUFFIX, Expected, copy_names, expected_tensors, ignorable
+from dsv3.graph.names import Expected, copy_names, expected_tensors, ignorable
 
-BLOCK = 128
 _REAL = ("BF16", "F32")
 _LAYER = re.compile(r"^model\.layers\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class Item:
-    """A tensor to load: what it is, where it is, and its scales if it is FP8."""
+    """A tensor to load: what it is, where it is, and, if it is quantised, its scales and the format of its codes."""
 
     expected: Expected
     entry: Entry
     scale: Entry | None = None
+    stored: StoredFormat = "none"
 
 
 @dataclass
@@ -35,8 +37,9 @@ class LoadPlan:
     copies: list[tuple[Entry, Entry]] = field(default_factory=list)
 
     def stored_real(self, first_layer: int) -> bool:
-        """Whether some linear of the layers from `first_layer` on is stored unquantised."""
-        return any(i.scale is None and i.expected.kind == "linear" and i.expected.layer >= first_layer for i in self.items)
+        """Whether some linear of the layers from `first_layer` on is stored unquantised; kv_b_proj does not count."""
+        linears = (i for i in self.items if i.expected.kind == "linear" and not i.expected.into.endswith(".kv_b"))
+        return any(i.scale is None and i.expected.layer >= first_layer for i in linears)
 
     @property
     def nbytes(self) -> int:
@@ -53,16 +56,19 @@ def plan_load(config: ModelConfig, entries: Mapping[str, Entry], folder: Path, m
     copies = copy_names(config)
     for e in expected_tensors(config):
         skip = not mtp and e.layer >= config.num_hidden_layers
-        entry = entries.get(e.name) or entries.get(copies.get(e.name, ""))
+        kind = _format(e, entries, config)
+        entry = entries.get(stored.weight_name(e.name, kind)) or entries.get(copies.get(e.name, ""))
         if entry is None:
             if skip or e.kind == "copy":
                 continue
             raise _missing(e, config, entries, folder)
         used.add(entry.name)
-        _check_shape(entry, e.name, e.shape)
-        scale = _check_dtype(e, entry, entries, config)
+        scale = _check(e, entry, entries, kind)
         if scale is not None:
             used.add(scale.name)
+        if kind in PACKED and (shape := entries.get(stored.shape_name(e.name))) is not None:
+            _check_shape(shape, shape.name, (2,))
+            used.add(shape.name)
         if skip:
             continue
         if e.kind == "copy":
@@ -70,7 +76,7 @@ def plan_load(config: ModelConfig, entries: Mapping[str, Entry], folder: Path, m
             if original is not None:
                 plan.copies.append((entry, original))
         else:
-            plan.items.append(Item(e, entry, scale))
+            plan.items.append(Item(e, entry, scale, kind))
     for name, entry in entries.items():
         if name not in used and not ignorable(name):
             raise _extra(name, entry, config)
@@ -101,25 +107,37 @@ def _check_shape(entry: Entry, name: str, shape: tuple[int, ...]) -> None:
         raise fault(entry.file, name, f"shape {list(shape)}", str(list(entry.shape)), remedy)
 
 
-def _check_dtype(e: Expected, entry: Entry, entries: Mapping[str, Entry], c: ModelConfig) -> Entry | None:
-    scale = entries.get(entry.name + SCALE_SUFFIX)
-    # MTP modules of FP8 checkpoints are sometimes left in bf16.
-    may_be_real = c.quant_method == "none" or e.layer >= c.num_hidden_layers
-    fp8 = e.kind == "linear" and c.quant_method == "fp8" and not (may_be_real and entry.dtype in _REAL)
-    allowed = ("F8_E4M3",) if fp8 else ("F32",) if e.kind == "f32" else _REAL
+def _format(e: Expected, entries: Mapping[str, Entry], c: ModelConfig) -> StoredFormat:
+    """How a tensor should be stored. MTP modules of quantised checkpoints are sometimes left in bf16; kv_b_proj may be, in
+    integer formats: it is never multiplied in them."""
+    method: StoredFormat = c.quant_method  # type: ignore[assignment]
+    if e.kind != "linear" or method == "none":
+        return "none"
+    entry = entries.get(e.name)
+    may_be_real = e.layer >= c.num_hidden_layers or (method in INTEGER and e.name.endswith(".kv_b_proj.weight"))
+    return "none" if may_be_real and entry is not None and entry.dtype in _REAL else method
+
+
+def _check(e: Expected, entry: Entry, entries: Mapping[str, Entry], kind: StoredFormat) -> Entry | None:
+    """The scales of a tensor that is stored as it should be."""
+    _check_shape(entry, entry.name, e.shape if kind == "none" else stored.weight_shape(e.shape, kind))
+    allowed = ("F32",) if e.kind == "f32" else _REAL if kind == "none" else (stored.weight_dtype(kind),)
     if entry.dtype not in allowed:
         remedy = "convert the checkpoint to a supported dtype"
-        if "F8_E4M3" in (entry.dtype, *allowed):
+        if kind != "none" or entry.dtype in ("F8_E4M3", "I8", "I32"):
             remedy = "correct quantization_config in config.json, or convert the checkpoint again"
-        raise fault(entry.file, e.name, " or ".join(allowed), entry.dtype, remedy)
-    if not fp8:
-        if scale is not None:
-            raise fault(scale.file, scale.name, "no scales beside an unquantised weight", "some", "convert it again")
+        raise fault(entry.file, entry.name, " or ".join(allowed), entry.dtype, remedy)
+    if kind == "none":
+        for name in (stored.scale_name(entry.name, "fp8"), stored.scale_name(entry.name, "int8")):
+            if (scale := entries.get(name)) is not None:
+                raise fault(scale.file, name, "no scales beside an unquantised weight", "some", "convert it again")
         return None
-    grid = tuple(-(-n // BLOCK) for n in e.shape)
+    name, shape = stored.scale_name(e.name, kind), stored.scale_shape(e.shape, kind)
+    scale = entries.get(name)
     if scale is None:
-        raise fault(entry.file, e.name + SCALE_SUFFIX, f"scales {list(grid)}", "none", "download the missing shard")
-    _check_shape(scale, scale.name, grid)
-    if scale.dtype != "F32":
-        raise fault(scale.file, scale.name, "F32", scale.dtype, "convert the scales to float32")
+        raise fault(entry.file, name, f"scales {list(shape)}", "none", "download the missing shard")
+    _check_shape(scale, name, shape)
+    kinds = ("F32",) if kind == "fp8" else _REAL
+    if scale.dtype not in kinds:
+        raise fault(scale.file, name, " or ".join(kinds), scale.dtype, "convert the scales to float32")
     return scale

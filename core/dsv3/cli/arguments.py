@@ -17,6 +17,7 @@ COMMANDS = {
     "explain": ("explain", "show which kernel runs an operator, and why not the others"),
     "conformance": ("conformance", "prove that a backend's kernels are right, or find out where they are not"),
     "plugin": ("plugin", "start a backend of your own, or check the installed ones"),
+    "convert": ("convert", "write a checkpoint in another number format or layout"),
     "export": ("export", "write a model in another format: ONNX graphs with their weights"),
     "tune": ("tune", "measure a model's kernels on this machine, and use the fastest right ones from then on"),
     "bench": ("bench", "measure what dsv3 itself costs"),
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     _explain(made["explain"])
     _conformance(made["conformance"])
     _plugin(made["plugin"])
+    _convert(made["convert"])
     _export(made["export"])
     _tune(made["tune"])
     _bench(made["bench"])
@@ -132,6 +134,20 @@ def _plugin(parser: argparse.ArgumentParser) -> None:
     check.add_argument("--json", action="store_true", help="machine-readable output")
     for action in (new, check):
         action.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)
+
+
+def _convert(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("src", metavar="SRC", help="checkpoint folder; 'demo' is the bundled one")
+    parser.add_argument("dst", metavar="DST", help="folder to write; must not exist, or hold the same conversion unfinished")
+    text = "number format (Hugging Face's layout), or layout: hf, or demo, DeepSeek's inference demo"
+    parser.add_argument("--to", required=True, choices=["bf16", "fp8", "int8", "int4", "hf", "demo"], help=text)
+    parser.add_argument("--model-parallel", type=int, metavar="N", help="ranks of the demo's layout (default: 1)")
+    text = "of FP8 scales: any number, or powers of two (default: float32)"
+    parser.add_argument("--scale-fmt", choices=["float32", "ue8m0"], help=text)
+    parser.add_argument("--weight-only", action="store_true", help="INT8 weights for activations that stay as they are")
+    parser.add_argument("--no-mtp", action="store_true", help="leave out the MTP modules")
+    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core, at most 8)")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
 
 
 def _export(parser: argparse.ArgumentParser) -> None:

@@ -22,7 +22,9 @@ class Yarn:
 @dataclass(frozen=True)
 class ModelConfig:
     """One model of the DeepSeek-V3 family. `rope_scaling` None: plain RoPE. `q_lora_rank` None: queries are not compressed.
-    `quant_method` "fp8" or "none" is how linears are stored; `scale_fmt` is that of the activations that meet them.
+    `quant_method` is how linears are stored: "none", "fp8", "int8", "int8-packed" or "int4" (see `checkpoint.stored`);
+    `scale_fmt` is that of the FP8 activations that meet them, `quant_activations` whether INT8 weights are meant for INT8
+    activations.
     `mtp_hidden`: whether an MTP module takes the main model's hidden state after ("post_norm") or before the final norm."""
 
     model_type: str
@@ -58,6 +60,7 @@ class ModelConfig:
     torch_dtype: str
     quant_method: str = "none"
     scale_fmt: str = "float32"
+    quant_activations: bool = True
     mtp_hidden: str = "post_norm"
 
     def is_moe(self, layer: int) -> bool:

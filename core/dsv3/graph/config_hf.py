@@ -8,6 +8,7 @@ from typing import Any
 from dsv3.errors import UnsupportedModel
 from dsv3.graph.config import ModelConfig, Yarn
 from dsv3.graph.fields import Fields
+from dsv3.graph.quantization import read
 
 # kimi_k2 is V3 with other numbers. What a model type leaves out of its config.json takes the value here.
 _V3 = {
@@ -58,7 +59,7 @@ def from_hf(values: Mapping[str, Any], source: str = "config.json") -> ModelConf
     experts = f.optional_integer("n_routed_experts")
     if experts is None:
         experts = f.optional_integer("num_local_experts")
-    quant_method, scale_fmt = _quantization(f)
+    quantization = read(f)
     config = ModelConfig(
         model_type=model_type,
         vocab_size=f.integer("vocab_size"),
@@ -91,8 +92,9 @@ def from_hf(values: Mapping[str, Any], source: str = "config.json") -> ModelConf
         bos_token_id=f.optional_integer("bos_token_id", minimum=0),
         eos_token_id=_token_ids(f, "eos_token_id"),
         torch_dtype=_dtype(f),
-        quant_method=quant_method,
-        scale_fmt=scale_fmt,
+        quant_method=quantization.method,
+        scale_fmt=quantization.scale_fmt,
+        quant_activations=quantization.activations,
         mtp_hidden=f.text("mtp_hidden", "post_norm"),
     )
     return checked(config, f)
@@ -188,20 +190,3 @@ def _yarn(f: Fields) -> Yarn | None:
         attention_factor=None if factor is None else table.number("attention_factor", minimum=1e-3, maximum=1e3),
         truncate=table.flag("truncate", True),
     )
-
-
-def _quantization(f: Fields) -> tuple[str, str]:
-    table = f.table("quantization_config")
-    if table is None:
-        return "none", "float32"
-    method = table.text("quant_method", "unnamed")
-    if method != "fp8":
-        raise UnsupportedModel(f"{table.source}: quant_method {method!r} is not supported; fp8 with 128x128 blocks is")
-    for name, wanted in (("weight_block_size", [128, 128]), ("fmt", "e4m3"), ("activation_scheme", "dynamic")):
-        value = table.values.get(name, wanted if name != "weight_block_size" else None)
-        if value != wanted:
-            raise UnsupportedModel(f"{table.source}: {name} {value!r} is not supported; {wanted!r} is")
-    scale_fmt = table.values.get("scale_fmt") or "float32"
-    if scale_fmt not in ("float32", "float", "ue8m0"):
-        raise UnsupportedModel(f"{table.source}: scale_fmt {scale_fmt!r} is not supported; float32 and ue8m0 are")
-    return "fp8", "ue8m0" if scale_fmt == "ue8m0" else "float32"

@@ -1,0 +1,155 @@
+"""The conversion from one folder to another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsv3.checkpoint.convert.companions import companions, write_companions
+from dsv3.checkpoint.convert.files import digest_of
+from dsv3.checkpoint.convert.journal import Journal, fingerprint, foreign
+from dsv3.checkpoint.convert.plan import OutFile, plan_files
+from dsv3.checkpoint.convert.target import Target
+from dsv3.checkpoint.convert.work import Work
+from dsv3.checkpoint.folder import folder_config, model_folder
+from dsv3.checkpoint.layout import INDEX, open_checkpoint
+from dsv3.checkpoint.progress import bytes_progress
+from dsv3.checkpoint.reader import Reader
+from dsv3.checkpoint.validate import LoadPlan, plan_load
+from dsv3.errors import CheckpointError, Dsv3Error, UsageError
+from dsv3.graph.config import ModelConfig
+
+_MARGIN = 1 << 20  # of disk, for the small files
+
+
+@dataclass
+class Conversion:
+    """A conversion that has been planned and checked against its source's headers; nothing is written yet."""
+
+    source: Path
+    folder: Path
+    target: Target
+    config: ModelConfig
+    plan: LoadPlan
+    files: list[OutFile]
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(unit.nbytes for file in self.files for unit in file.units)
+
+    @property
+    def write_bytes(self) -> int:
+        return sum(file.nbytes for file in self.files)
+
+    def sources(self) -> list[Path]:
+        """Every file that is read."""
+        entries = [e for i in self.plan.items for e in (i.entry, i.scale) if e is not None]
+        entries += [copy for copy, _ in self.plan.copies]
+        return list({part.file for e in entries for part in (*e.parts, *e.replicas)})
+
+
+def plan_conversion(source: str, folder: Path, target: Target) -> Conversion:
+    """CheckpointError for a source that is not what its configuration says, UsageError for a conversion that makes no sense."""
+    where = model_folder(source, False)
+    assert where is not None
+    config = folder_config(where)
+    entries = open_checkpoint(where)
+    ranks = any(len(e.parts) > 1 or e.parts[0].key != e.name for e in entries.values())
+    target.check(config, ranks)
+    plan = plan_load(config, entries, where, target.mtp)
+    sharded = (where / INDEX).exists()
+    return Conversion(where, folder, target, config, plan, plan_files(config, plan, target, sharded))
+
+
+def convert(source: str, folder: Path, target: Target, *, workers: int = 2, progress: bool | None = None) -> Conversion:
+    """Write the checkpoint in `folder`, which must not exist, be empty, or hold the same conversion unfinished.
+
+    Files appear under their names when they are whole and on the disk; config.json comes last. A conversion that was killed
+    goes on: files that were finished are verified by their hash, and made again if they are not what was written. Raises
+    UsageError, CheckpointError, and Dsv3Error where the disk does not do what it should.
+    """
+    planned = plan_conversion(source, folder, target)
+    with _disk(folder):
+        made = _make_folder(planned)
+        name = fingerprint(planned.sources(), planned.files, repr(target))
+        with ExitStack() as failed:
+            failed.callback(_clean, folder, made)
+            with Journal(folder, name) as journal:
+                todo = _unfinished(planned, journal, progress)
+                _check_space(folder, todo)
+                with bytes_progress("converting", sum(f.nbytes for f in todo), progress) as advance:
+                    Work(folder, Reader(), journal.add, advance).run(todo, workers)
+                write_companions(planned.source, folder, planned.config, target, planned.files)
+                journal.remove()
+            failed.pop_all()
+    return planned
+
+
+def _make_folder(planned: Conversion) -> bool:
+    """Whether it had to be made."""
+    folder = planned.folder
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; name a folder to write into")
+    if folder.exists() and folder.resolve() == planned.source.resolve():
+        raise UsageError(f"{folder} is the checkpoint itself; name another folder")
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    others = foreign(folder, [*planned.files], companions(planned.source, planned.files))
+    started = (folder / Journal.NAME).exists()
+    known = {f.name for f in planned.files}
+    finished = [p.name for p in folder.iterdir() if p.name in known]
+    if others or (finished and not started):
+        raise UsageError(f"{folder} holds {(others or finished)[0]}: nothing is overwritten; choose a new folder")
+    return made
+
+
+def _clean(folder: Path, made: bool) -> None:
+    """A folder that holds nothing worth keeping goes; a finished file is kept, for the next try."""
+    try:
+        names = [p.name for p in folder.iterdir()]
+        if names == [Journal.NAME] and (folder / Journal.NAME).read_bytes().count(b"\n") <= 1:
+            (folder / Journal.NAME).unlink()
+            names = []
+        if not names and made:
+            folder.rmdir()
+    except OSError:  # what failed before is what there is to say
+        return
+
+
+def _unfinished(planned: Conversion, journal: Journal, progress: bool | None) -> list[OutFile]:
+    """The files that are still to be written, after a look at those that are said to be whole."""
+    claimed = [f for f in planned.files if f.name in journal.finished]
+    whole = set()
+    with bytes_progress("verifying", sum(f.nbytes for f in claimed), progress) as advance:
+        for file in claimed:
+            path = planned.folder / file.name
+            try:
+                if path.is_file() and digest_of(path) == journal.finished[file.name]:
+                    whole.add(file.name)
+            except CheckpointError:  # damaged since: made again, like one that is missing
+                path.unlink(missing_ok=True)
+            advance(file.nbytes)
+    return [f for f in planned.files if f.name not in whole]
+
+
+def _check_space(folder: Path, todo: list[OutFile]) -> None:
+    needed, free = sum(f.nbytes for f in todo) + _MARGIN, shutil.disk_usage(folder).free
+    if needed > free:
+        raise Dsv3Error(
+            f"{folder}: needs {needed / 1e9:.2f} GB of disk, {free / 1e9:.2f} GB are free; make room, or choose another disk"
+        )
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    """What the operating system says of the destination, as an error for a person."""
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or str(error)
+        where = os.fspath(error.filename) if error.filename else folder
+        raise Dsv3Error(f"{where}: cannot be written: {what}; nothing half-written was left under a final name") from error

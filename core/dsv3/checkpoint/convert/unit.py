@@ -1,0 +1,176 @@
+"""The unit of a conversion: one tensor of the source, in slices of rows, as one or two tensors of the destination."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsv3.checkpoint.convert.rows import rows_of
+from dsv3.checkpoint.header import ITEM_BYTES
+from dsv3.checkpoint.layout import Entry
+from dsv3.checkpoint.loader import as_tensor
+from dsv3.checkpoint.reader import Array, Reader, check_contents, check_replicas
+from dsv3.checkpoint.stored import (
+    BLOCK,
+    StoredFormat,
+    scale_name,
+    scale_shape,
+    shape_name,
+    weight_dtype,
+    weight_name,
+    weight_shape,
+)
+from dsv3.checkpoint.unpack import real_rows
+from dsv3.quant.fp8 import quantize_block
+from dsv3.quant.int4 import quantize_group
+from dsv3.quant.int8 import quantize_channel
+
+_SLICE = 1 << 20  # numbers converted at a time: bounds what a worker holds, and keeps it in a core's cache
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor that will be written: name, dtype in safetensors' spelling, shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * ITEM_BYTES[self.dtype]
+
+
+class Unit(ABC):
+    """Slices come in order of rows; each holds the next bytes of every output (possibly none)."""
+
+    outputs: tuple[Output, ...]
+    nbytes: int  # read
+    entry: Entry
+    scale: Entry | None
+
+    def check(self, reader: Reader) -> None:
+        """What several ranks of the source hold must be the same."""
+        for entry in (self.entry, self.scale):
+            if entry is not None:
+                check_replicas(entry, reader)
+
+    @abstractmethod
+    def slices(self, reader: Reader) -> Iterator[tuple[Array, ...]]:
+        """The next bytes of every output, contiguous. CheckpointError where the source's numbers cannot be right."""
+
+
+def row_slices(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
+    """Ranges of whole blocks of rows, about _SLICE numbers each; one for an empty tensor."""
+    rows = shape[0] if shape else 1
+    width = int(np.prod(shape[1:], dtype=np.int64))
+    step = max(1, _SLICE // max(width, 1) // BLOCK) * BLOCK
+    for start in range(0, max(rows, 1), step):
+        yield start, min(start + step, rows)
+
+
+class Copy(Unit):
+    """The same numbers, whole or a rank's part: `part` is (axis, rank, ranks)."""
+
+    def __init__(self, name: str, entry: Entry, part: tuple[int, int, int] | None = None, scale: bool = False) -> None:
+        self.entry, self.part, self.scale, self.is_scale = entry, part, None, scale
+        shape, self.nbytes = list(entry.shape), entry.nbytes
+        if part is not None:
+            shape[part[0]] //= part[2]
+            self.nbytes //= part[2]
+        self.outputs = (Output(name, entry.dtype, tuple(shape)),)
+
+    def slices(self, reader: Reader) -> Iterator[tuple[Array, ...]]:
+        shape = self.outputs[0].shape
+        axis, rank = (0, 0) if self.part is None else self.part[:2]
+        first = rank * shape[0] if shape and axis == 0 else 0
+        for start, stop in row_slices(shape):
+            rows = rows_of(self.entry, reader, first + start, first + stop)
+            if axis == 1:
+                rows = rows[:, rank * shape[1] : (rank + 1) * shape[1]]
+            check_contents(self.entry, np.ascontiguousarray(rows), self.is_scale)
+            yield (np.ascontiguousarray(rows),)
+
+
+class Linear(Unit):
+    """A linear's weight in another number format. entry and scale: as it is stored."""
+
+    def __init__(
+        self, name: str, shape: tuple[int, ...], entry: Entry, scale: Entry | None, source: StoredFormat, to: StoredFormat,
+        scale_fmt: str,
+    ) -> None:  # fmt: skip
+        self.shape, self.entry, self.scale, self.source, self.to, self.scale_fmt = shape, entry, scale, source, to, scale_fmt
+        self.nbytes = entry.nbytes + (scale.nbytes if scale is not None else 0)
+        self.outputs = outputs_of(name, shape, to)
+
+    def slices(self, reader: Reader) -> Iterator[tuple[Array, ...]]:
+        for start, stop in row_slices(self.shape):
+            real = self.real(reader, start, stop, torch.bfloat16 if self.to == "none" else torch.float32)
+            yield encode(real, self.to, self.scale_fmt, None if start else self.shape)
+
+    def real(self, reader: Reader, start: int, stop: int, dtype: torch.dtype) -> Tensor:
+        """Rows start to stop as real numbers."""
+        codes = rows_of(self.entry, reader, start, stop)
+        check_contents(self.entry, codes)
+        if self.scale is None:
+            return as_tensor(codes).to(dtype)
+        first, last = (start // BLOCK, -(-stop // BLOCK)) if self.source == "fp8" else (start, stop)
+        scale = rows_of(self.scale, reader, first, last)
+        check_contents(self.scale, scale, scale=True)
+        rows = stop - start
+        return real_rows(as_tensor(codes), as_tensor(scale), self.source, self.shape[1], 0, rows, dtype)
+
+
+class Cast(Unit):
+    """An unquantised tensor, F32 or BF16, as BF16."""
+
+    def __init__(self, name: str, entry: Entry) -> None:
+        self.entry, self.scale, self.nbytes = entry, None, entry.nbytes
+        self.outputs = (Output(name, "BF16", entry.shape),)
+
+    def slices(self, reader: Reader) -> Iterator[tuple[Array, ...]]:
+        for start, stop in row_slices(self.entry.shape):
+            rows = rows_of(self.entry, reader, start, stop)
+            check_contents(self.entry, rows)
+            yield (bits(as_tensor(rows).to(torch.bfloat16)),)
+
+
+def outputs_of(name: str, shape: tuple[int, ...], to: StoredFormat) -> tuple[Output, ...]:
+    """The tensors of a linear in the format `to`: codes, scales, and the shape of a packed one."""
+    if to == "none":
+        return (Output(name, "BF16", shape),)
+    codes = Output(weight_name(name, to), weight_dtype(to), weight_shape(shape, to))
+    made = (codes, Output(scale_name(name, to), "F32", scale_shape(shape, to)))
+    return (*made, Output(shape_name(name), "I64", (2,))) if codes.dtype == "I32" else made
+
+
+def encode(real: Tensor, to: StoredFormat, scale_fmt: str, whole: tuple[int, ...] | None) -> tuple[Array, ...]:
+    """Real rows [n, K] as bytes of the outputs of `outputs_of`. whole: the weight's shape with its first rows, else None."""
+    if to == "none":
+        return (bits(real),)
+    if to == "fp8":
+        codes, scale = quantize_block(real, scale_fmt)
+        return bits(codes), bits(scale)
+    codes, scale = quantize_group(real) if to == "int4" else quantize_channel(real)
+    return pack(codes, scale, to, real.shape[1], whole)
+
+
+def pack(codes: Tensor, scale: Tensor, to: StoredFormat, k: int, whole: tuple[int, ...] | None) -> tuple[Array, ...]:
+    """Canonical INT8 or INT4 codes [n, ..] and scales of rows with k columns, as they are stored. whole: see `encode`."""
+    if to == "int8":
+        return bits(codes), bits(scale)
+    if to == "int8-packed":
+        codes = codes.view(torch.uint8).bitwise_xor(0x80)
+    words = torch.zeros(codes.shape[0], weight_shape((1, k), to)[1] * 4, dtype=torch.uint8)
+    words[:, : codes.shape[1]] = codes
+    return bits(words), bits(scale), np.array(whole or (), dtype=np.int64)
+
+
+def bits(tensor: Tensor) -> Array:
+    """A contiguous tensor's bytes."""
+    return tensor.contiguous().view(torch.uint8).numpy()
