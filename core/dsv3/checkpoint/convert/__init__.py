@@ -1,1 +1,1 @@
-"""Turning one checkpoint into another: cast, quantise, change of layout. One tensor at a time, resumable, never half-written."""
+"""Turning one checkpoint into another: cast, quantise, change of layout. Resumable, and never half-written."""

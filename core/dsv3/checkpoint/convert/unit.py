@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from dsv3.checkpoint.stored import (
     weight_shape,
 )
 from dsv3.checkpoint.unpack import real_rows
-from dsv3.quant.fp8 import quantize_block
+from dsv3.quant.fp8 import dequantize_numbers, quantize_block
 from dsv3.quant.int4 import quantize_group
 from dsv3.quant.int8 import quantize_channel
 
@@ -63,6 +64,23 @@ class Unit(ABC):
     @abstractmethod
     def slices(self, reader: Reader) -> Iterator[tuple[Array, ...]]:
         """The next bytes of every output, contiguous. CheckpointError where the source's numbers cannot be right."""
+
+
+class _Buffer(threading.local):
+    """A thread's memory for one slice, kept from slice to slice: fresh memory costs a page fault every 4 KiB."""
+
+    def __init__(self) -> None:
+        self._bytes = torch.empty(0, dtype=torch.uint8)
+
+    def take(self, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Uninitialised, [rows, cols]."""
+        needed = shape[0] * shape[1] * dtype.itemsize
+        if self._bytes.numel() < needed:
+            self._bytes = torch.empty(needed, dtype=torch.uint8)
+        return self._bytes[:needed].view(dtype).view(shape)
+
+
+_buffer = _Buffer()
 
 
 def row_slices(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
@@ -110,20 +128,22 @@ class Linear(Unit):
 
     def slices(self, reader: Reader) -> Iterator[tuple[Array, ...]]:
         for start, stop in row_slices(self.shape):
-            real = self.real(reader, start, stop, torch.bfloat16 if self.to == "none" else torch.float32)
+            real = self._real(reader, start, stop)
             yield encode(real, self.to, self.scale_fmt, None if start else self.shape)
 
-    def real(self, reader: Reader, start: int, stop: int, dtype: torch.dtype) -> Tensor:
-        """Rows start to stop as real numbers."""
+    def _real(self, reader: Reader, start: int, stop: int) -> Tensor:
+        """Rows start to stop as real numbers, in the dtype that `encode` takes: until the next call."""
         codes = rows_of(self.entry, reader, start, stop)
         check_contents(self.entry, codes)
+        out = _buffer.take((stop - start, self.shape[1]), torch.bfloat16 if self.to == "none" else torch.float32)
         if self.scale is None:
-            return as_tensor(codes).to(dtype)
+            return out.copy_(as_tensor(codes))
         first, last = (start // BLOCK, -(-stop // BLOCK)) if self.source == "fp8" else (start, stop)
         scale = rows_of(self.scale, reader, first, last)
         check_contents(self.scale, scale, scale=True)
-        rows = stop - start
-        return real_rows(as_tensor(codes), as_tensor(scale), self.source, self.shape[1], 0, rows, dtype)
+        if self.source == "fp8":
+            return dequantize_numbers(as_tensor(codes), as_tensor(scale), out)
+        return real_rows(as_tensor(codes), as_tensor(scale), self.source, self.shape[1], 0, stop - start, out.dtype)
 
 
 class Cast(Unit):
