@@ -145,6 +145,9 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     text = "of FP8 scales: any number, or powers of two (default: float32)"
     parser.add_argument("--scale-fmt", choices=["float32", "ue8m0"], help=text)
     parser.add_argument("--weight-only", action="store_true", help="INT8 weights for activations that stay as they are")
+    text = "fit to a text: int8 moves outlier channels into the weights, int4 lets rounding errors cancel; slow"
+    parser.add_argument("--calibrate", nargs="+", metavar="FILE", help=text)
+    parser.add_argument("--calibrate-tokens", type=int, default=16384, metavar="N", help="of it (default: 16384)")
     parser.add_argument("--no-mtp", action="store_true", help="leave out the MTP modules")
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core, at most 8)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")

@@ -5,8 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsv3.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -14,7 +18,8 @@ def main(arguments: argparse.Namespace) -> int:
     from dsv3.checkpoint.convert.target import Target
 
     target = Target(
-        arguments.to, arguments.model_parallel, arguments.scale_fmt, arguments.weight_only, mtp=not arguments.no_mtp
+        arguments.to, arguments.model_parallel, arguments.scale_fmt, arguments.weight_only, not arguments.no_mtp,
+        bool(arguments.calibrate),
     )  # fmt: skip
     workers = arguments.workers if arguments.workers is not None else min(8, len(os.sched_getaffinity(0)))
     if not 1 <= workers <= 256:
@@ -25,6 +30,21 @@ def main(arguments: argparse.Namespace) -> int:
 
         print(describe(plan_conversion(arguments.src, folder, target)))
         return 0
-    convert(arguments.src, folder, target, workers=workers, progress=True)
+    windows = _windows(arguments) if arguments.calibrate else None
+    convert(arguments.src, folder, target, windows=windows, workers=workers, progress=True)
     print(folder)
     return 0
+
+
+def _windows(arguments: argparse.Namespace) -> Tensor:
+    """The calibration text as token ids, spread evenly over it."""
+    from dsv3.checkpoint.calibrate.windows import read_windows
+    from dsv3.checkpoint.folder import model_folder
+    from dsv3.engine.text import Tokenizer
+
+    folder = model_folder(arguments.src, False)
+    assert folder is not None
+    tokenizer = Tokenizer.from_folder(folder)
+    if tokenizer is None:
+        raise UsageError(f"{folder} has no tokenizer.json; --calibrate needs it to read the text")
+    return read_windows([Path(p) for p in arguments.calibrate], tokenizer.encode, arguments.calibrate_tokens)

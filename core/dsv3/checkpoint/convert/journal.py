@@ -88,4 +88,4 @@ class Journal:
 def foreign(folder: Path, files: list[OutFile], companions: list[str]) -> list[str]:
     """What the folder holds that no conversion to these files has put there."""
     ours = {name + end for name in (*(f.name for f in files), *companions) for end in ("", PARTIAL)}
-    return sorted(p.name for p in folder.iterdir() if p.name not in ours | {Journal.NAME})
+    return sorted(p.name for p in folder.iterdir() if p.name not in ours and not p.name.startswith(".dsv3-"))

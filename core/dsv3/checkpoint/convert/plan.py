@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from dsv3.checkpoint.calibrate.migrate import Shift
+from dsv3.checkpoint.convert.linear import Linear
 from dsv3.checkpoint.convert.ranks import check_split, part_of, rank_of
 from dsv3.checkpoint.convert.target import Target
-from dsv3.checkpoint.convert.unit import Cast, Copy, Linear, Output, Unit
+from dsv3.checkpoint.convert.unit import Cast, Copy, Output, Shifted, Unit
 from dsv3.checkpoint.demo_layout import to_demo
 from dsv3.checkpoint.layout import SINGLE, Entry
 from dsv3.checkpoint.stored import StoredFormat, scale_name
@@ -25,6 +27,7 @@ class OutFile:
 
     name: str
     units: list[Unit] = field(default_factory=list)
+    layer: int | None = None  # of a file that holds one layer; -1: what belongs to none
     metadata: bool = True  # what Hugging Face's loaders ask for; the demo's files have none
 
     @property
@@ -40,8 +43,11 @@ class OutFile:
         return sum(output.nbytes for output in self.outputs)
 
 
-def plan_files(config: ModelConfig, plan: LoadPlan, target: Target, sharded: bool) -> list[OutFile]:
-    """The files to write. sharded: the source has an index; its partition into files is kept where the layout is.
+def plan_files(
+    config: ModelConfig, plan: LoadPlan, target: Target, sharded: bool, shifts: Mapping[str, Shift] | None = None
+) -> list[OutFile]:
+    """The files to write. sharded: the source has an index; its partition into files is kept where the layout is. shifts: of
+    outlier channels, by tensor.
 
     UsageError for a split over ranks that is impossible.
     """
@@ -54,7 +60,9 @@ def plan_files(config: ModelConfig, plan: LoadPlan, target: Target, sharded: boo
         experts = config.n_routed_experts or 0
         return [_rank_file(items, experts, rank, target.ranks) for rank in range(target.ranks)]
     to, scale_fmt = target.stored(config), target.scale_fmt or "float32"
-    pairs = [(i.entry.file.name, unit) for i in items for unit in _units(i, target, to, scale_fmt)]
+    pairs = [(i.entry.file.name, unit) for i in items for unit in _units(i, target, to, scale_fmt, shifts or {})]
+    if target.by_layer:
+        return _layers([unit for _, unit in pairs])
     if sharded:
         files: dict[str, OutFile] = {}
         for name, unit in pairs:
@@ -68,21 +76,24 @@ def _copy_item(entry: Entry) -> Item:
 
 
 def _layer(name: str) -> int:
-    return int(name.split(".")[2])
+    """Of a tensor's name; -1 for what belongs to no layer."""
+    return int(name.split(".")[2]) if name.startswith("model.layers.") else -1
 
 
-def _units(item: Item, target: Target, to: StoredFormat, scale_fmt: str) -> Iterator[Unit]:
+def _units(item: Item, target: Target, to: StoredFormat, scale_fmt: str, shifts: Mapping[str, Shift]) -> Iterator[Unit]:
     """One linear, or one other tensor, in Hugging Face's layout."""
-    e, entry, name = item.expected, item.entry, item.expected.name
+    e, entry, name, shift = item.expected, item.entry, item.expected.name, shifts.get(item.expected.name)
     linear = e.kind == "linear" and not (to in ("int8", "int8-packed", "int4") and e.into.endswith(".kv_b"))
     if target.to == "hf":
         yield Copy(name, entry)
         if item.scale is not None:
             yield Copy(item.scale.name, item.scale, scale=True)
     elif linear and not _left_real(item, target):
-        yield Linear(name, e.shape, entry, item.scale, item.stored, to, scale_fmt)
+        yield Linear(name, e.shape, entry, item.scale, item.stored, to, scale_fmt, shift)
     elif item.scale is not None:  # kv_b_proj of an FP8 checkpoint
-        yield Linear(name, e.shape, entry, item.scale, item.stored, "none", scale_fmt)
+        yield Linear(name, e.shape, entry, item.scale, item.stored, "none", scale_fmt, shift)
+    elif shift is not None:
+        yield Shifted(name, entry, shift)
     elif entry.dtype == "F32" and e.kind != "f32":
         yield Cast(name, entry)
     else:
@@ -122,8 +133,20 @@ def _shards(units: list[Unit]) -> list[OutFile]:
         size += nbytes
     if len(groups) == 1:
         return [OutFile(SINGLE, groups[0])]
-    names = [f"model-{i + 1:05d}-of-{len(groups):05d}.safetensors" for i in range(len(groups))]
-    return [OutFile(name, group) for name, group in zip(names, groups, strict=True)]
+    return [OutFile(_numbered(i, len(groups)), group) for i, group in enumerate(groups)]
+
+
+def _layers(units: list[Unit]) -> list[OutFile]:
+    """A file for each layer, and one for what belongs to none."""
+    layers = sorted({_layer(unit.name) for unit in units})
+    files = [OutFile(_numbered(i, len(layers)), layer=layer) for i, layer in enumerate(layers)]
+    for unit in units:
+        files[layers.index(_layer(unit.name))].units.append(unit)
+    return files
+
+
+def _numbered(index: int, count: int) -> str:
+    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
 
 
 def weight_map(files: list[OutFile]) -> Mapping[str, str]:

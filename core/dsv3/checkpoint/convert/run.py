@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,9 +10,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from dsv3.checkpoint.convert.companions import companions, write_companions
+from dsv3.checkpoint.convert.compensated import write_layers
 from dsv3.checkpoint.convert.files import digest_of
 from dsv3.checkpoint.convert.journal import Journal, fingerprint, foreign
+from dsv3.checkpoint.convert.migrated import choose_shifts
 from dsv3.checkpoint.convert.plan import OutFile, plan_files
 from dsv3.checkpoint.convert.target import Target
 from dsv3.checkpoint.convert.work import Work
@@ -65,8 +71,17 @@ def plan_conversion(source: str, folder: Path, target: Target) -> Conversion:
     return Conversion(where, folder, target, config, plan, plan_files(config, plan, target, sharded))
 
 
-def convert(source: str, folder: Path, target: Target, *, workers: int = 2, progress: bool | None = None) -> Conversion:
-    """Write the checkpoint in `folder`, which must not exist, be empty, or hold the same conversion unfinished.
+def convert(
+    source: str,
+    folder: Path,
+    target: Target,
+    *,
+    windows: Tensor | None = None,
+    workers: int = 2,
+    progress: bool | None = None,
+) -> Conversion:
+    """Write the checkpoint in `folder`, which must not exist, be empty, or hold the same conversion unfinished. windows: the
+    calibration text, token ids [S, W], for a target that calibrates.
 
     Files appear under their names when they are whole and on the disk; config.json comes last. A conversion that was killed
     goes on: files that were finished are verified by their hash, and made again if they are not what was written. Raises
@@ -75,18 +90,45 @@ def convert(source: str, folder: Path, target: Target, *, workers: int = 2, prog
     planned = plan_conversion(source, folder, target)
     with _disk(folder):
         made = _make_folder(planned)
-        name = fingerprint(planned.sources(), planned.files, repr(target))
+        name = fingerprint(planned.sources(), planned.files, f"{target} {_digest(windows)}")
         with ExitStack() as failed:
             failed.callback(_clean, folder, made)
             with Journal(folder, name) as journal:
-                todo = _unfinished(planned, journal, progress)
-                _check_space(folder, todo)
-                with bytes_progress("converting", sum(f.nbytes for f in todo), progress) as advance:
-                    Work(folder, Reader(), journal.add, advance).run(todo, workers)
+                _write(planned, journal, windows, workers, progress)
                 write_companions(planned.source, folder, planned.config, target, planned.files)
+                _remove_notes(folder)
                 journal.remove()
             failed.pop_all()
     return planned
+
+
+def _write(planned: Conversion, journal: Journal, windows: Tensor | None, workers: int, progress: bool | None) -> None:
+    """All weights that are not written yet."""
+    todo, folder, target = _unfinished(planned, journal, progress), planned.folder, planned.target
+    _check_space(folder, todo)
+    if target.calibrate and windows is None:
+        raise UsageError("calibrating needs a text: token ids in windows")
+    if windows is not None and target.to == "int8" and todo:
+        shifts = choose_shifts(planned.config, planned.plan, windows, folder, progress)
+        again = plan_files(planned.config, planned.plan, target, (planned.source / INDEX).exists(), shifts)
+        names = {file.name for file in todo}
+        todo = [file for file in again if file.name in names]
+    plain = [f for f in todo if f.layer is None or f.layer < 0]
+    with bytes_progress("converting", sum(f.nbytes for f in plain), progress) as advance:
+        Work(folder, Reader(), journal.add, advance).run(plain, workers)
+    if windows is not None and target.by_layer:
+        layers = {f.layer: f for f in planned.files if f.layer is not None}
+        write_layers(planned.config, planned.plan, windows, folder, layers, journal.finished, journal.add, progress)
+
+
+def _digest(windows: Tensor | None) -> str:
+    return "" if windows is None else hashlib.sha256(windows.to(torch.int64).numpy().tobytes()).hexdigest()
+
+
+def _remove_notes(folder: Path) -> None:
+    """What a calibration kept for itself."""
+    for path in folder.glob(".dsv3-*.safetensors*"):
+        path.unlink()
 
 
 def _make_folder(planned: Conversion) -> bool:
@@ -98,12 +140,10 @@ def _make_folder(planned: Conversion) -> bool:
         raise UsageError(f"{folder} is the checkpoint itself; name another folder")
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    others = foreign(folder, [*planned.files], companions(planned.source, planned.files))
     started = (folder / Journal.NAME).exists()
-    known = {f.name for f in planned.files}
-    finished = [p.name for p in folder.iterdir() if p.name in known]
-    if others or (finished and not started):
-        raise UsageError(f"{folder} holds {(others or finished)[0]}: nothing is overwritten; choose a new folder")
+    known = companions(planned.source, planned.files) if started else []
+    if others := foreign(folder, planned.files if started else [], known):
+        raise UsageError(f"{folder} holds {others[0]}: nothing is overwritten; choose a new folder")
     return made
 
 
@@ -111,7 +151,7 @@ def _clean(folder: Path, made: bool) -> None:
     """A folder that holds nothing worth keeping goes; a finished file is kept, for the next try."""
     try:
         names = [p.name for p in folder.iterdir()]
-        if names == [Journal.NAME] and (folder / Journal.NAME).read_bytes().count(b"\n") <= 1:
+        if set(names) == {Journal.NAME} and (folder / Journal.NAME).read_bytes().count(b"\n") <= 1:
             (folder / Journal.NAME).unlink()
             names = []
         if not names and made:

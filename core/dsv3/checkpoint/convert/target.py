@@ -17,13 +17,14 @@ To = Literal["bf16", "fp8", "int8", "int4", "hf", "demo"]
 class Target:
     """to: a number format, in Hugging Face's layout, or a layout, in the number format there is. model_parallel: ranks of the
     demo's layout. scale_fmt: of FP8 scales. weight_only: INT8 weights for activations that stay as they are. mtp: keep the
-    MTP modules."""
+    MTP modules. calibrate: on a text: INT8 migrates outlier channels into the weights, INT4 compensates rounding errors."""
 
     to: To
     model_parallel: int | None = None
     scale_fmt: Literal["float32", "ue8m0"] | None = None
     weight_only: bool = False
     mtp: bool = True
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         for name, value, known in (
@@ -38,6 +39,14 @@ class Target:
             raise UsageError(f"--scale-fmt {self.scale_fmt} goes with --to fp8 only")
         if self.weight_only and self.to != "int8":
             raise UsageError("--weight-only goes with --to int8 only; INT4 weights never meet quantised activations")
+
+        if self.calibrate and (self.to not in ("int8", "int4") or self.weight_only):
+            raise UsageError("--calibrate goes with --to int8 (activations and weights) and --to int4")
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers are written one after the other, a file for each."""
+        return self.calibrate and self.to == "int4"
 
     @property
     def ranks(self) -> int:

@@ -8,12 +8,11 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from dsv3.checkpoint.convert.files import FileWriter
 from dsv3.checkpoint.convert.plan import OutFile
-from dsv3.checkpoint.convert.unit import Unit
+from dsv3.checkpoint.convert.unit import Unit, buffer_of
 from dsv3.checkpoint.progress import Advance
 from dsv3.checkpoint.reader import Reader
 
@@ -80,7 +79,7 @@ class Work:
                 if self._stop.is_set():
                     raise Stopped
                 for sink, part in zip(sinks, parts, strict=True):
-                    sink.write(part.reshape(-1).view(np.uint8).data)
+                    sink.write(buffer_of(part))
                 read += sum(part.nbytes for part in parts)
                 if number % 16 == 15:
                     read = self._told(unit, read)
