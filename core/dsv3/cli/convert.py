@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    from dsv3.checkpoint.convert.run import convert, plan_conversion
+    from dsv3.checkpoint.convert.run import complete, convert, plan_conversion
     from dsv3.checkpoint.convert.target import Target
 
     target = Target(
@@ -29,6 +30,11 @@ def main(arguments: argparse.Namespace) -> int:
         from dsv3.checkpoint.convert.describe import describe
 
         print(describe(plan_conversion(arguments.src, folder, target)))
+        return 0
+    planned = plan_conversion(arguments.src, folder, target)
+    if complete(planned):
+        print(f"{folder} holds this conversion already: nothing to do", file=sys.stderr)
+        print(folder)
         return 0
     windows = _windows(arguments) if arguments.calibrate else None
     convert(arguments.src, folder, target, windows=windows, workers=workers, progress=True)

@@ -110,6 +110,13 @@ class Sink:
         return self._hash.digest()
 
 
+def holds(path: Path, file: OutFile) -> bool:
+    """Whether a file has the header and the size of `file`."""
+    header = header_of(file)
+    with path.open("rb") as f:
+        return f.read(len(header)) == header and path.stat().st_size == len(header) + file.nbytes
+
+
 def digest_of(path: Path) -> str:
     """What `FileWriter.finish` said of the file, computed from its bytes."""
     infos = read_header(path)

@@ -13,16 +13,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsv3.checkpoint.convert.companions import companions, write_companions
+from dsv3.checkpoint.convert.companions import CONFIG, companions, converted, write_companions
 from dsv3.checkpoint.convert.compensated import write_layers
-from dsv3.checkpoint.convert.files import digest_of
+from dsv3.checkpoint.convert.files import digest_of, holds
 from dsv3.checkpoint.convert.journal import Journal, fingerprint, foreign
 from dsv3.checkpoint.convert.migrated import choose_shifts
 from dsv3.checkpoint.convert.plan import OutFile, plan_files
 from dsv3.checkpoint.convert.target import Target
 from dsv3.checkpoint.convert.work import Work
 from dsv3.checkpoint.folder import folder_config, model_folder
-from dsv3.checkpoint.layout import INDEX, open_checkpoint
+from dsv3.checkpoint.layout import INDEX, open_checkpoint, read_json
 from dsv3.checkpoint.progress import bytes_progress
 from dsv3.checkpoint.reader import Reader
 from dsv3.checkpoint.validate import LoadPlan, plan_load
@@ -84,10 +84,12 @@ def convert(
     calibration text, token ids [S, W], for a target that calibrates.
 
     Files appear under their names when they are whole and on the disk; config.json comes last. A conversion that was killed
-    goes on: files that were finished are verified by their hash, and made again if they are not what was written. Raises
-    UsageError, CheckpointError, and Dsv3Error where the disk does not do what it should.
+    goes on: files that were finished are verified by their hash, and made again if they are not what was written; one that is
+    `complete` is left alone. Raises UsageError, CheckpointError, and Dsv3Error where the disk does not do what it should.
     """
     planned = plan_conversion(source, folder, target)
+    if complete(planned):
+        return planned
     with _disk(folder):
         made = _make_folder(planned)
         name = fingerprint(planned.sources(), planned.files, f"{target} {_digest(windows)}")
@@ -100,6 +102,21 @@ def convert(
                 journal.remove()
             failed.pop_all()
     return planned
+
+
+def complete(planned: Conversion) -> bool:
+    """Whether the folder holds this very conversion, as far as names, headers and times of change can tell: what a conversion
+    leaves that was killed after its last file."""
+    folder, target = planned.folder, planned.target
+    paths = [folder / file.name for file in planned.files]
+    if target.calibrate or (folder / Journal.NAME).exists() or not all(path.is_file() for path in [*paths, folder / CONFIG]):
+        return False
+    newest = max(path.stat().st_mtime_ns for path in planned.sources())
+    if any(path.stat().st_mtime_ns < newest for path in paths):
+        return False
+    if read_json(folder / CONFIG) != converted(planned.source, planned.config, target):
+        return False
+    return all(holds(path, file) for path, file in zip(paths, planned.files, strict=True))
 
 
 def _write(planned: Conversion, journal: Journal, windows: Tensor | None, workers: int, progress: bool | None) -> None:

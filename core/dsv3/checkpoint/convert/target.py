@@ -64,7 +64,8 @@ class Target:
         """What config.json will say."""
         if self.to in ("hf", "demo"):
             return Quantization(c.quant_method, c.scale_fmt, c.quant_activations)
-        return Quantization(self.stored(c), self.scale_fmt or "float32", self.to == "int8" and not self.weight_only)
+        activations = self.to != "int4" and not self.weight_only
+        return Quantization(self.stored(c), self.scale_fmt or "float32", activations)
 
     def check(self, c: ModelConfig, is_demo_layout: bool) -> None:
         """UsageError where there is nothing to convert, or the layout cannot hold the format."""
