@@ -1,7 +1,7 @@
 """Outlier channels of activations, moved into the weights.
 
-A channel is divided by a power of two where it is made, in a norm or in the rows of the weight before, and the columns that meet
-it are multiplied by it. The model stays the same, exactly, also in bf16; the INT8 codes of its activations get finer.
+A channel is divided by a power of two where it is made, in a norm or in the rows of the weight before; the columns that meet it
+are multiplied by it. The model stays the same, exactly, also in bf16; the INT8 codes of its activations get finer.
 
 Source: Xiao et al. 2022, "SmoothQuant", equation 4, with powers of two, and the exponent chosen per input by trying.
 """
