@@ -15,17 +15,22 @@ def _products(x: Tensor, w: Prepared, ends: Tensor) -> Tensor:
     if w.quant == "int8-w8a8":
         q, token_scale = quantised(x)
         return _int8(q, token_scale, w, ends).to(x.dtype)
-    weight = w.tensors["weight"].transpose(1, 2)
+    weight, whole = w.tensors["weight"].transpose(1, 2), _whole(ends, x.shape[0])
     if w.quant == "none":
-        return vendor.of(x).grouped_matmul(x, weight.to(x.dtype), ends)
-    y = vendor.of(x).grouped_weight_quant_matmul(x, weight, ends)
+        return vendor.of(x).grouped_matmul(x, weight.to(x.dtype), whole)
+    y = vendor.of(x).grouped_weight_quant_matmul(x, weight, whole)
     return (y.to(torch.float32) * _by_row(w.tensors["scale"].squeeze(-1), ends, x.shape[0])).to(x.dtype)
 
 
 def _int8(q: Tensor, token_scale: Tensor, w: Prepared, ends: Tensor) -> Tensor:
     """i8 [M, K], f32 [M] -> f32 [M, N]. Sums come back whole: to bfloat16 the vendor takes the weight's scales in bfloat16 only."""
-    sums = vendor.of(q).grouped_int8_matmul(q, w.tensors["weight"], ends).to(torch.float32)
+    sums = vendor.of(q).grouped_int8_matmul(q, w.tensors["weight"], _whole(ends, q.shape[0])).to(torch.float32)
     return sums.mul_(token_scale[:, None]).mul_(_by_row(w.tensors["scale"], ends, q.shape[0]))
+
+
+def _whole(ends: Tensor, rows: int) -> Tensor:
+    """The vendor wants every row to have an expert: the last one gets those that have none, and nobody looks at them."""
+    return torch.cat((ends[:-1], torch.full((1,), rows, dtype=ends.dtype, device=ends.device)))
 
 
 def _by_row(scale: Tensor, ends: Tensor, rows: int) -> Tensor:
@@ -60,7 +65,7 @@ def fused_experts_w8a8(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w
     q, token_scale = quantised(x)
     rows, place, counts, row_scale = vendor.of(x).init_routing(q, _ids(ids, w13), w13.shape[0], token_scale)
     ends = counts.cumsum(0)
-    sums = vendor.of(x).grouped_int8_matmul(rows, w13.tensors["weight"], ends)
+    sums = vendor.of(x).grouped_int8_matmul(rows, w13.tensors["weight"], _whole(ends, rows.shape[0]))
     h, h_scale = vendor.of(x).dequant_swiglu_quant(sums, w13.tensors["scale"], row_scale, counts)
     return _combine(_int8(h, h_scale, w2, ends), place, weights).to(x.dtype)
 

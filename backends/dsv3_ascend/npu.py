@@ -54,8 +54,7 @@ def int4_pack(codes: Tensor) -> Tensor:
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """x bf16 [M, K], weight bf16 [E, K, N], ends i64 [E], ascending: expert e has the rows before ends[e] -> bf16 [M, N]. Rows
-    from ends[-1] on are not written, here and in the two below."""
+    """x bf16 [M, K], weight bf16 [E, K, N], ends i64 [E], ascending to M: expert e has the rows before ends[e] -> bf16 [M, N]."""
     return torch.ops.npu.npu_grouped_matmul(
         [x], [weight], group_list=ends, split_item=3, group_type=0, group_list_type=0, output_dtype=torch.bfloat16
     )[0]
