@@ -1,5 +1,5 @@
-"""Ascend NPUs through torch_npu: INT8 products, fused experts, attention. Without an NPU, `--emulate` puts exact INT8 arithmetic
-on the CPU in the place of every vendor operator."""
+"""Ascend NPUs through torch_npu: INT8 products, fused experts, attention. Without an NPU, `--emulate` puts exact INT8
+arithmetic on the CPU in the place of every vendor operator."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ class AscendBackend(BackendBase):
         if device.arch in ARCHITECTURES:
             return Probe("usable", ARCHITECTURES[device.arch].capability)
         if device.emulated:
-            return Probe("no-device", detail=f"backend 'ascend' does not emulate {device.arch!r}", remedy=f"name one of {_KNOWN}")
+            detail = f"backend 'ascend' does not emulate {device.arch!r}"
+            return Probe("no-device", detail=detail, remedy=f"name one of {_KNOWN}")
         if too_old(device.arch):
             detail = f"the NPU is an {device.arch}, which has no bfloat16: these kernels need a 910B or newer"
             return Probe("incompatible", detail=detail, remedy="use --backend reference on the CPU")

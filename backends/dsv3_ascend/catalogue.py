@@ -37,7 +37,7 @@ def _pointwise() -> list[Kernel]:
         _kernel("rms_norm", "npu", "pointwise:rms_norm", DType("x", *_REAL)),
         _kernel("add_rms_norm", "npu", "pointwise:add_rms_norm", DType("x", "float32")),
         _kernel("silu_mul", "npu", "pointwise:silu_mul", DType("x", *_REAL)),
-        _kernel("apply_rope", "npu", "pointwise:apply_rope", DType("x", *_REAL), AtMost("N", 999), AtMost("P", 894), Divides("P", 2)),
+        _kernel("apply_rope", "npu", "pointwise:apply_rope", DType("x", *_REAL), AtMost("N", 999), AtMost("P", 894)),
         _kernel("quant_int8", "npu", "pointwise:quant_int8", DType("x", *_BF16)),
         _kernel("grouped_topk", "npu", "routing:grouped_topk", DType("logits", "float32")),
         _kernel("router_gemm", "aten", "products:router_gemm", DType("x", *_REAL), deterministic=False),
@@ -47,7 +47,6 @@ def _pointwise() -> list[Kernel]:
 def _products() -> list[Kernel]:
     x = DType("x", *_BF16)
     bmm_fits = (x, Divides("A", 128), Divides("C", 128))
-    w16: Numerics = "bf16-operand"
     return [
         _kernel("linear", "aten", "products:linear", DType("x", *_REAL), deterministic=False),
         _kernel("bmm", "npu", "products:transposing_bmm", *bmm_fits, accepts=f"{_HERE}.limits:transposing_bmm", priority=1,
@@ -56,8 +55,8 @@ def _products() -> list[Kernel]:
         _kernel("int8_scaled_mm", "npu", "products:int8_scaled_mm", DType("out_dtype", *_BF16), _K, _N),
         _kernel("quant_linear", "aten", "products:quant_linear", DType("x", *_REAL), Scheme("none"), deterministic=False),
         _kernel("quant_linear", "int8-w8a8", "products:quant_linear_w8a8", x, Scheme("int8-w8a8"), _K, _N, layouts={"w": "nz"}),
-        _kernel("quant_linear", "int8-w8a16", "products:quant_linear_w8a16", x, Scheme("int8-w8a16"), _K, _N, numerics="bf16-operand",
-                deterministic=False),
+        _kernel("quant_linear", "int8-w8a16", "products:quant_linear_w8a16", x, Scheme("int8-w8a16"), _K, _N,
+                numerics="bf16-operand", deterministic=False),
         _kernel("quant_linear", "int4-w4a16", "products:quant_linear_w4a16", x, Scheme("int4-w4a16"), _K, _N, Divides("K", 128),
                 Divides("N", 8), layouts={"w": "int4"}, numerics="bf16-operand", deterministic=False),
     ]  # fmt: skip
@@ -75,7 +74,8 @@ def _experts() -> list[Kernel]:
         found += [
             _kernel(op, "bf16", f"experts:{op}", x, Scheme("none"), *fits, deterministic=False),
             _kernel(op, "int8-w8a8", w8a8, x, Scheme("int8-w8a8"), *fits, *fused, layouts=nz),
-            _kernel(op, "int8-w8a16", f"experts:{op}", x, Scheme("int8-w8a16"), *fits, numerics="bf16-operand", deterministic=False),
+            _kernel(op, "int8-w8a16", f"experts:{op}", x, Scheme("int8-w8a16"), *fits, numerics="bf16-operand",
+                    deterministic=False),
         ]  # fmt: skip
     return [
         *found,
@@ -85,13 +85,13 @@ def _experts() -> list[Kernel]:
 
 
 def _attention() -> list[Kernel]:
-    """"fia" is the vendor's fused operator, "aten" the reference's own way, for what it does not take."""
+    """ "fia" is the vendor's fused operator, "aten" the reference's own way, for what it does not take."""
     bf16 = [DType(name, *_BF16) for name in ("q", "k", "v")]
     cached = (DType("q_c", *_BF16), DType("q_pe", *_BF16), DType("cache", *_BF16))
     host: dict[str, Any] = {"graph_safe": False, "deterministic": False}
     return [
-        _kernel("mla_prefill", "fia", "attention:mla_prefill", *bf16, *_exactly("Dqk", 192), *_exactly("Dv", 128), AtMost("Nh", 256),
-                numerics="bf16-p", priority=1, **host),
+        _kernel("mla_prefill", "fia", "attention:mla_prefill", *bf16, *_exactly("Dqk", 192), *_exactly("Dv", 128),
+                AtMost("Nh", 256), numerics="bf16-p", priority=1, **host),
         _kernel("mla_prefill", "aten", "dsv3.ops.attention:mla_prefill", DType("q", *_REAL), **host),
         _kernel("mla_decode", "fia", "attention:mla_decode", *cached, *_exactly("R", 512), *_exactly("P", 64),
                 accepts=f"{_HERE}.limits:latent_attention", numerics="bf16-p", priority=1, **host),

@@ -1,5 +1,5 @@
-"""What `--emulate` puts in the place of the vendor's operators: the functions of `npu`, computed on the CPU as the vendor's pages
-say. Sums of INT8 products are exact; everything else is float32 with one rounding.
+"""What `--emulate` puts in the place of the vendor's operators: the functions of `npu`, computed on the CPU as the vendor's
+pages say. Sums of INT8 products are exact; everything else is float32 with one rounding.
 
 Where those pages leave a result open, it is something useless here, so that nothing comes to rest on it.
 """
@@ -167,8 +167,8 @@ def packed_attention(
 ) -> tuple[Tensor, Tensor]:
     found = []
     for (a, b), (c, d) in zip(zip([0, *ends_q], ends_q, strict=False), zip([0, *ends_k], ends_k, strict=False), strict=True):
-        heads = (t.to(torch.float32).transpose(0, 1) for t in (q[a:b], k[c:d], v[c:d]))
-        found.append(_attend(*heads, scale, causal))
+        queries, keys, values = (t.to(torch.float32).transpose(0, 1) for t in (q[a:b], k[c:d], v[c:d]))
+        found.append(_attend(queries, keys, values, scale, causal))
     return _joined(found, q.dtype)
 
 

@@ -102,7 +102,8 @@ def _import_failed(reason: str) -> Probe:
         )
     if "cannot open shared object" in reason or "ASCEND" in reason.upper():
         return Probe("driver", detail=f"CANN is missing or broken: torch_npu does not import: {reason}", remedy=_SET_ENV)
-    return Probe("error", detail=f"torch_npu does not import: {reason}", remedy="python -c 'import torch_npu' shows the whole error")
+    remedy = "python -c 'import torch_npu' shows the whole error"
+    return Probe("error", detail=f"torch_npu does not import: {reason}", remedy=remedy)
 
 
 def _plugged_in() -> bool:

@@ -23,7 +23,7 @@ def _products(x: Tensor, w: Prepared, ends: Tensor) -> Tensor:
 
 
 def _int8(q: Tensor, token_scale: Tensor, w: Prepared, ends: Tensor) -> Tensor:
-    """i8 [M, K], f32 [M] -> f32 [M, N]. Sums come back whole: to bfloat16 the vendor takes the weight's scales in bfloat16 only."""
+    """i8 [M, K], f32 [M] -> f32 [M, N]. Sums come back whole: for bfloat16 the vendor takes the weight's scales in bfloat16."""
     sums = vendor.of(q).grouped_int8_matmul(q, w.tensors["weight"], _whole(ends, q.shape[0])).to(torch.float32)
     return sums.mul_(token_scale[:, None]).mul_(_by_row(w.tensors["scale"], ends, q.shape[0]))
 
@@ -59,7 +59,7 @@ def fused_experts(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Pr
 
 
 def fused_experts_w8a8(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
-    """int8-w8a8: tokens are quantised once, and what is between the two products never leaves the operator that quantises it."""
+    """int8-w8a8: tokens are quantised once; between the two products is one operator, which activates and quantises."""
     if ids.numel() == 0:
         return torch.zeros_like(x)
     q, token_scale = quantised(x)

@@ -1,8 +1,8 @@
 """Weights as the vendor's products read them.
 
 - "nz", of int8-w8a8, experts or not: {"weight" i8 [.., K, N], on an NPU in FRACTAL_NZ, "scale" f32 [.., N]}.
-- "int4", of int4-w4a16: {"weight" i32 [K, N/8] from the vendor's packing, "antiquant" bf16 [K/128, N], which is "scale" rounded,
-  "scale" f32 [N, K/128]}.
+- "int4", of int4-w4a16: {"weight" i32 [K, N/8] from the vendor's packing, "antiquant" bf16 [K/128, N], which is "scale"
+  rounded, "scale" f32 [N, K/128]}.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def from_int4(weight: Prepared) -> Prepared:
     pack_again = vendor.of(packed).int4_pack
     codes = _unpacked(packed, pack_again)
     if not torch.equal(pack_again(codes), packed):
-        raise ValueError("this version of the vendor's INT4 packing is not one of eight neighbours at a time: it cannot be undone")
+        raise ValueError("the vendor's INT4 packing is not one of eight neighbours at a time: it cannot be undone")
     tensors = {"weight": pack(codes.t().contiguous().to(torch.int8)), "scale": weight.tensors["scale"]}
     return replace(weight, layout="canonical", tensors=tensors)
 

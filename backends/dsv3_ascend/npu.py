@@ -1,8 +1,9 @@
-"""Every call of a vendor operator, each in a function that takes tensors on an NPU. `cpu` has the same functions for `--emulate`.
+"""Every call of a vendor operator, each in a function that takes tensors on an NPU. `cpu` has the same functions, for
+`--emulate`.
 
-The operators are in `torch.ops.npu` once torch_npu is imported. Arguments, dtypes and shapes are those of the wheel of torch_npu
-2.14; tests/ascend holds every call here to the schemas and shape rules in the vendor's published wheel. Nothing here has run
-on an NPU.
+The operators are in `torch.ops.npu` once torch_npu is imported. Arguments, dtypes and shapes are those of torch_npu 2.14;
+tests/ascend holds every call here to the schemas and shape rules in the vendor's published wheel. Nothing here has run on an
+NPU.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def int4_pack(codes: Tensor) -> Tensor:
 
 
 def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """x bf16 [M, K], weight bf16 [E, K, N], ends i64 [E], ascending to M: expert e has the rows before ends[e] -> bf16 [M, N]."""
+    """x bf16 [M, K], weight bf16 [E, K, N], ends i64 [E], ascending to M: expert e has the rows before ends[e] -> bf16
+    [M, N]."""
     return torch.ops.npu.npu_grouped_matmul(
         [x], [weight], group_list=ends, split_item=3, group_type=0, group_list_type=0, output_dtype=torch.bfloat16
     )[0]

@@ -1,4 +1,4 @@
-"""Products with weights: INT8 with INT8, bfloat16 with INT8 and INT4, and the plain ones, which are torch's own on an NPU too."""
+"""Products with weights: INT8 with INT8, bfloat16 with INT8 and INT4; and the plain ones, which are torch's own."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ def _real(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
 
 _ENDS, _COUNTS = torch.tensor([4, 4, 9, 15, 18]), torch.tensor([4, 0, 5, 6, 3])
 _IDS = torch.tensor([[0, 2, 5], [3, 5, 4], [1, 0, 2], [5, 5, 5], [2, 3, 4], [0, 1, 2]], dtype=torch.int32)
+_SUMS = torch.randint(-9999, 9999, (18, 2 * I), dtype=torch.int32)
 _TABLE = torch.tensor([[2, 0], [1, 3]], dtype=torch.int32)
 
 
@@ -62,7 +63,7 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
     "grouped_matmul": [(_real(18, K), _real(E, N, K).transpose(1, 2), _ENDS)],
     "grouped_int8_matmul": [(_codes(18, K), _codes(E, K, N), _ENDS)],
     "grouped_weight_quant_matmul": [(_real(18, K), _codes(E, N, K).transpose(1, 2), _ENDS)],
-    "dequant_swiglu_quant": [(torch.randint(-9999, 9999, (18, 2 * I), dtype=torch.int32), torch.rand(E, 2 * I), torch.rand(18), _COUNTS)],
+    "dequant_swiglu_quant": [(_SUMS, torch.rand(E, 2 * I), torch.rand(18), _COUNTS)],
     "gating_top_k": [
         (torch.randn(T, 16), torch.randn(16), 4, 2, TOP, True, True, 2.5),
         (torch.randn(T, 16), None, 4, 2, TOP, False, False, 16.0),
@@ -82,8 +83,8 @@ CALLS: dict[str, list[tuple[Any, ...]]] = {
 
 
 class Watch(TorchDispatchMode):
-    """Every call of an operator of namespace npu goes through the vendor's shape rule, then through our reading of its page; `seen`
-    names them."""
+    """Every call of an operator of namespace npu goes through the vendor's shape rule, then through our reading of its
+    page; `seen` names them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,8 +116,8 @@ def outline(value: Any) -> Any:
 
 
 def hold(function: str, layer: types.ModuleType = npu) -> list[str]:
-    """Call a function of the vendor's layer on meta tensors in all its forms; the operators that it called. What comes back must be
-    what `cpu` gives, in shape and dtype."""
+    """Call a function of the vendor's layer on meta tensors in all its forms; the operators that it called. What comes back
+    must be what `cpu` gives, in shape and dtype."""
     layer_cache(layer)
     with Watch() as watch:
         for arguments in CALLS[function]:

@@ -1,5 +1,5 @@
-"""What the vendor's pages ask of the operators that the backend calls, where the shape rules in the wheel do not look. Ours, written
-from those pages (torch_npu/_op_plugin_docs.py of the wheel); `check` is told every call with its arguments by name."""
+"""What the vendor's pages ask of the operators that the backend calls, where the shape rules in the wheel do not look. Ours,
+written from those pages (torch_npu/_op_plugin_docs.py of the wheel); `check` is told every call with its arguments by name."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _int4_pack(a: dict[str, Any]) -> None:
 
 def _grouped(a: dict[str, Any]) -> None:
     (x,), (w,) = a["x"], a["weight"]
-    (m, k), (experts, _, n) = x.shape, w.shape
+    k, (experts, _, n) = x.shape[1], w.shape
     assert w.shape[1] == k, f"weight is {tuple(w.shape)}, x {tuple(x.shape)}: not [E, K, N]"
     assert experts <= 1024 and max(k, n) < 65536
     _is(a["group_list"], I64, experts)
@@ -149,7 +149,8 @@ def _attention(a: dict[str, Any]) -> None:
 def paged(a: dict[str, Any], q: Any, counts: list[int], lengths: list[int]) -> None:
     t, heads, _ = q.shape
     pages, size, _ = a["key"].shape
-    assert heads in _HEADS and a["num_key_value_heads"] == 1 and max(counts) <= 16 and size in (16, 128) and a["block_size"] == size
+    assert heads in _HEADS and a["num_key_value_heads"] == 1 and max(counts) <= 16
+    assert size in (16, 128) and a["block_size"] == size
     _is(a["key"], BF16, pages, size, 512)
     _is(a["value"], BF16, pages, size, 512)
     _is(a["query_rope"], BF16, t, heads, 64)

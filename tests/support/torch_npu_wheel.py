@@ -1,4 +1,4 @@
-"""The vendor's published wheel: the schemas of its operators, and its own shape rules, without CANN and without importing it."""
+"""The vendor's published wheel: the schemas of its operators and its own shape rules, read without CANN."""
 
 from __future__ import annotations
 
