@@ -164,6 +164,12 @@ def test_the_950_says_why_it_gets_no_kernel():
     assert placement.fallbacks()
 
 
+def test_the_910c_gets_what_the_910b_gets():
+    devices = [backend.devices(emulate=arch)[0] for arch in ("910b", "910c")]
+    one, other = (list(backend.kernels(device)) for device in devices)
+    assert one == other and all(kernel.needs[0].allowed == ("910b", "910c") for kernel in one)
+
+
 # -- weights
 
 
