@@ -236,6 +236,8 @@ def _bound(formats: Formats, check: Callable[[Runs], Answer]) -> Check:
     def answer(target: Target, seed: int) -> Answer:
         if formats.dtype not in target.source.capability.dtypes:
             return f"the device does not list {formats.dtype}"
+        if formats.kv_dtype and not target.keeps(formats.kv_dtype):
+            return f"the backend keeps no {formats.kv_dtype.upper()} cache"
         made = runs(target, formats, seed)
         return made.unused or check(made)
 
