@@ -27,9 +27,11 @@ def main(arguments: argparse.Namespace) -> int:
         raise UsageError("device 'meta' has shapes but no weights; `dsv3 explain --model NAME` shows the plan")
     other = None if arguments.against is None else _other(arguments.against, settings)
     texts = read_texts(arguments.text)
-    models = [_loaded(arguments, settings)]
+    models = [load_model(arguments, settings, mtp=not arguments.no_mtp)]
     if other is not None:
-        models.append(_loaded(argparse.Namespace(**{**vars(arguments), "kernel": []}), other))
+        unpinned = argparse.Namespace(**{**vars(arguments), "kernel": []})
+        models.append(load_model(unpinned, other, mtp=not arguments.no_mtp))
+    _introduce(models)
 
     from dsv3.eval.measure import evaluate
 
@@ -74,13 +76,11 @@ def _other(against: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {**shared, "model": against, "quant": None}
 
 
-def _loaded(arguments: argparse.Namespace, settings: dict[str, Any]) -> Model:
-    model = load_model(arguments, settings)
-    placement = model.placement()
-    print(f"dsv3: {placement.summary}", file=sys.stderr)
-    for note in placement.notes:
-        print(f"dsv3: note: {note}", file=sys.stderr)
-    return model
+def _introduce(models: Sequence[Model]) -> None:
+    placements = [model.placement() for model in models]
+    lines = [p.summary for p in placements] + [f"note: {note}" for p in placements for note in p.notes]
+    for said in dict.fromkeys(lines):  # both have the notes of the same backend
+        print(f"dsv3: {said}", file=sys.stderr)
 
 
 def _write(found: Evaluation, outputs: dict[str, Path]) -> None:

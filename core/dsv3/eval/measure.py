@@ -38,8 +38,8 @@ def evaluate(
 
     Documents of all texts, encoded as BOS + tokens + EOS, are one stream; it is cut into consecutive windows of `window`
     inputs, each cold, and every input's next token is scored. A last part shorter than a window is dropped; a stream shorter
-    than one is a single short window. tokens: predict at most the first so many. mtp: score the first MTP module too, where there is
-    one: rows 0 to window - 2 of a window, at positions 1 to window - 1. progress: None shows it on a terminal.
+    than one is a single short window. tokens: predict at most the first so many. mtp: score the first MTP module too, where
+    there is one: rows 0 to window - 2 of a window, at positions 1 to window - 1. progress: None shows it on a terminal.
 
     UsageError for a wrong argument, a model without tokenizer or weights, too little text, or two models with different tokens.
     """

@@ -66,18 +66,19 @@ def _title(found: Evaluation) -> str:
 def _header(found: Evaluation) -> _Panel:
     this, other = found.labels
     r, o, d = found.model, found.against, found.difference
-    said = f"{found.tokens:,} tokens in {found.windows:,} windows of {found.window}: loss {r.loss:.4f} nats per token"
+    size = f"{found.tokens:,} tokens in {found.windows:,} windows of {found.window}"
     if o is not None and d is not None:
-        said += f", the other's {o.loss:.4f} ({d.loss_percent:+.2f} %); KL {d.kl:.3g} nats; agreement {d.agreement:.2%}"
+        said = f"loss {r.loss:.4f}, the other's {o.loss:.4f} nats per token ({d.loss_percent:+.2f} %)"
+        said += f", mean KL {d.kl:.2e} nats, same first choice {d.agreement:.1%}"
     else:
-        said += f", {r.bits_per_byte:.4f} bits per byte, perplexity {r.perplexity:.2f}"
-    parts = [text(_LEFT, 34, short(_title(found), 76), "title"), text(_LEFT, 55, said)]
+        said = f"loss {r.loss:.4f} nats per token, {r.bits_per_byte:.4f} bits per byte, perplexity {r.perplexity:.2f}"
+    parts = [text(_LEFT, 34, short(_title(found), 76), "title"), text(_LEFT, 55, size), text(_LEFT, 72, said)]
     x = _LEFT
     for style, name in (("this", this), ("other", other)):
         if other:
-            parts += [bar(x, 69, 12, 12, style, name), text(x + 18, 79, short(name, 40), "strong")]
+            parts += [bar(x, 87, 12, 12, style, name), text(x + 18, 97, short(name, 40), "strong")]
             x += 42 + 7.2 * len(short(name, 40))
-    return (104.0 if other else 78.0), parts
+    return (124.0 if other else 98.0), parts
 
 
 def _files(found: Evaluation) -> _Panel:
@@ -167,13 +168,14 @@ def _divergence(found: Difference, labels: tuple[str, str]) -> _Panel:
         title = f"{counts[i]:,} tokens ({share:.2f} %) from {edges[i]:.1e} to {edges[i + 1]:.1e}"
         if counts[i]:
             parts.append(bar(left + 0.5, y.at(share), right - left - 1, y.start - y.at(share), "this", title))
-    for name, value in (("median", found.kl_median), ("mean", found.kl), ("99 %", found.kl_99)):
+    for name, value, height, side in (
+        ("median", found.kl_median, 40.0, "end"),
+        ("mean", found.kl, 40.0, "start"),
+        ("99 % below", found.kl_99, 26.0, "start"),
+    ):
         if value > 0:
             place = x.at(math.log10(value))
-            low = {"median": 30.0, "mean": 42.0, "99 %": 30.0}[name]
-            anchor = "middle" if _PLOT + 50 < place < _RIGHT - 50 else "end" if place > _PLOT + 50 else "start"
-            parts += [
-                line(place, low + 3, place, top + _TALL, "mark"),
-                text(place, low, f"{name} {value:.2g}", "strong", anchor),
-            ]
+            anchor = side if _PLOT + 90 < place < _RIGHT - 90 else "start" if place < _RIGHT - 90 else "end"
+            words = text(place + {"start": 4, "end": -4}[anchor], height, f"{name} {value:.2g}", "strong", anchor)
+            parts += [line(place, height - 9, place, top + _TALL, "mark"), words]
     return top + _TALL + 36, parts

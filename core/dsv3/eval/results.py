@@ -58,7 +58,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class FileRow:
-    """One text. tokens: predicted of it. against_*, kl (mean over its tokens), agreement: None without another model. All figures but name, tokens and bytes_per_token are None where no token of it was predicted."""
+    """One text. tokens: predicted of it. against_*, kl (mean over its tokens), agreement: None without another model. All
+    figures but name, tokens and bytes_per_token are None where no token of it was predicted."""
 
     name: str
     tokens: int
@@ -104,10 +105,11 @@ class Evaluation:
         this, other = self.model, self.against
         if other is None:
             return f"{this.name} {this.quant}", ""
-        for parts in (("name", "quant"), ("name", "quant", "kv_dtype")):
-            first, second = (" ".join(getattr(r, part) for part in parts) for r in (this, other))
-            if first != second:
-                return first, second
+        first, second = (f"{r.name} {r.quant}" for r in (this, other))
+        if first != second:
+            return first, second
+        if this.kv_dtype != other.kv_dtype:
+            return f"{first} {this.kv_dtype}", f"{second} {other.kv_dtype}"
         return f"{first} (1)", f"{second} (2)"
 
     def to_json(self) -> dict[str, Any]:
