@@ -156,7 +156,7 @@ def test_windows_that_take_several_steps_score_alike(
 ) -> None:
     """Steps of 10 tokens: the last of 31 has one row, and none for the MTP module."""
     whole = evaluate(model, texts, against=model, window=window)
-    monkeypatch.setattr("dsv3.eval.score.PREFILL_TOKENS", 10)
+    monkeypatch.setattr("dsv3.eval.score._CPU_TOKENS", 10)
     parts = evaluate(model, texts, against=model, window=window)
     assert parts.model.loss == pytest.approx(whole.model.loss, rel=1e-5)
     assert parts.model.mtp_loss == pytest.approx(whole.model.mtp_loss, rel=1e-5)

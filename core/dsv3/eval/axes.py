@@ -44,16 +44,21 @@ def power_text(power: int) -> str:
     return "10" + str(power).translate(_SUPERSCRIPT)
 
 
+def escaped(content: str) -> str:
+    """Text as XML has it. What XML cannot hold, and a file's name can, is replaced."""
+    return html.escape("".join(c if c.isprintable() else "\ufffd" for c in content))
+
+
 def text(x: float, y: float, content: str, style: str = "soft", anchor: str = "start") -> str:
     """A text element; style is a class of the plot's style sheet."""
-    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(content)}</text>'
+    return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escaped(content)}</text>'
 
 
 def bar(x: float, y: float, width: float, height: float, style: str, title: str) -> str:
     """A rectangle that says on hovering what it stands for."""
     return (
         f'<rect class="{style}" x="{x:.1f}" y="{y:.1f}" width="{max(width, 0.5):.1f}" height="{height:.1f}" rx="1.5">'
-        f"<title>{html.escape(title)}</title></rect>"
+        f"<title>{escaped(title)}</title></rect>"
     )
 
 

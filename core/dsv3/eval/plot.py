@@ -3,11 +3,10 @@ how its divergence is spread over the tokens. One SVG that needs nothing else, l
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterator
 
-from dsv3.eval.axes import Axis, bar, curve, line, power_text, short, text, tick_text, ticks
+from dsv3.eval.axes import Axis, bar, curve, escaped, line, power_text, short, text, tick_text, ticks
 from dsv3.eval.results import Difference, Evaluation, FileRow
 
 WIDTH = 760
@@ -47,7 +46,7 @@ def svg(found: Evaluation) -> str:
         parts.append(f'<g transform="translate(0 {y:.0f})">{"".join(elements)}</g>')
         y += height
     height = y + 12
-    label = html.escape(f"dsv3 eval: {_title(found)}")
+    label = escaped(f"dsv3 eval: {_title(found)}")
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" height="{height:.0f}" '
         f'role="img" aria-label="{label}"><style>{_STYLE}</style>'
