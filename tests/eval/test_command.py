@@ -68,6 +68,7 @@ def test_a_model_alone_and_flags_for_it_alone(tales: Path, capsys: pytest.Captur
         (["--text", "{tales}", "--window", "x"], 2, "invalid int"),
         (["--text", "{tales}", "--window", "8000", "--tokens", "1"], 2, "at least 2"),
         (["--text", "{tales}", "--against", "int8-w8a61"], 2, "did you mean 'int8-w8a16'"),
+        (["--text", "{tales}", "--against", "~nobody-here/x"], 2, "neither a folder nor"),
         (["--text", "{tales}", "--against", "{tales}/0.txt"], 2, "is a file"),
         (["--text", "{tales}", "--against", "{tales}"], 4, "no config.json"),
         (["--text", "{tales}", "--model", "{tales}"], 4, "no config.json"),

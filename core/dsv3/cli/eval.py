@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def _other(against: str, settings: dict[str, Any]) -> dict[str, Any]:
     shared = {**settings, "kv_dtype": None}
     if against in get_args(Quant):
         return {**shared, "quant": against}
-    if against != DEMO and not Path(against).expanduser().exists():
+    if against != DEMO and not os.path.exists(os.path.expanduser(against)):
         words = [*get_args(Quant), DEMO]
         listed = ", ".join(words)
         raise UsageError(f"--against {against!r} is neither a folder nor one of {listed}{nearest(against, words)}")
