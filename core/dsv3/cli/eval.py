@@ -118,7 +118,7 @@ def _figures(found: Evaluation) -> list[list[str]]:
     row("MTP loss, nats per token", "mtp_loss", ".4f", "percent")
     row("MTP acceptance", "mtp_acceptance", ".4f", "plain")
     row("weights, bytes", "weight_bytes", ",", "ratio")
-    row("tokens/s", "tokens_per_s", ",.0f", "ratio")
+    row("tokens/s", "tokens_per_s", ",.0f" if min(r.tokens_per_s for r in rated) >= 10 else ".2g", "ratio")
     return rows
 
 
