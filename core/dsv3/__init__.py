@@ -29,7 +29,7 @@ _LAZY = {
     "Placement": "dsv3.dispatch.placement",
 }
 
-_SUBMODULES = ("budget", "conformance", "errors", "ops", "plugin")
+_SUBMODULES = ("budget", "conformance", "errors", "eval", "ops", "plugin")
 
 __all__ = [
     "BackendUnavailable",

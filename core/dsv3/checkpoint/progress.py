@@ -16,13 +16,26 @@ Advance = Callable[[int], None]
 def bytes_progress(what: str, total: int, show: bool | None = None) -> Iterator[Advance]:
     """Yields a function to call with the number of bytes just done. show: None means on a terminal only; True also
     elsewhere, where a line appears every few seconds."""
+    with _counted(what, total, show, "MB", 1e6) as advance:
+        yield advance
+
+
+@contextmanager
+def tokens_progress(what: str, total: int, show: bool | None = None) -> Iterator[Advance]:
+    """Yields a function to call with the number of tokens just done. show: as in `bytes_progress`."""
+    with _counted(what, total, show, "tokens", 1.0) as advance:
+        yield advance
+
+
+@contextmanager
+def _counted(what: str, total: int, show: bool | None, unit: str, per: float) -> Iterator[Advance]:
     if show is False or (show is None and not sys.stderr.isatty()):
         yield lambda n: None
     elif sys.stderr.isatty():
-        with _bar(what, total) as advance:
+        with _bar(what, total, unit) as advance:
             yield advance
     else:
-        yield _Lines(what, total)
+        yield _Lines(what, total, unit, per)
 
 
 @contextmanager
@@ -56,19 +69,23 @@ class _StepLines:
 
 
 @contextmanager
-def _bar(what: str, total: int) -> Iterator[Advance]:
+def _bar(what: str, total: int, unit: str) -> Iterator[Advance]:
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import Progress, TextColumn
 
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TextColumn("eta"), TimeRemainingColumn())
+    counts = (
+        (rich.DownloadColumn(), rich.TransferSpeedColumn()) if unit == "MB" else (rich.MofNCompleteColumn(), TextColumn(unit))
+    )
+    columns = (TextColumn(what), rich.BarColumn(), *counts, TextColumn("eta"), rich.TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda n: progress.advance(task, n)
 
 
 class _Lines:
-    def __init__(self, what: str, total: int) -> None:
-        self.what, self.total, self.done = what, total, 0
+    def __init__(self, what: str, total: int, unit: str, per: float) -> None:
+        self.what, self.total, self.done, self.unit, self.per = what, total, 0, unit, per
         self.start = self.last = time.perf_counter()
 
     def __call__(self, n: int) -> None:
@@ -79,5 +96,5 @@ class _Lines:
         self.last = now
         rate = self.done / (now - self.start)
         eta = (self.total - self.done) / rate if rate else 0.0
-        done, total = self.done / 1e6, self.total / 1e6
-        print(f"{self.what}: {done:,.0f} of {total:,.0f} MB, {rate / 1e6:,.0f} MB/s, eta {eta:.0f} s", file=sys.stderr)
+        done, total, speed = (f"{n / self.per:,.0f}" for n in (self.done, self.total, rate))
+        print(f"{self.what}: {done} of {total} {self.unit}, {speed} {self.unit}/s, eta {eta:.0f} s", file=sys.stderr)

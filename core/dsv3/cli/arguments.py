@@ -18,6 +18,7 @@ COMMANDS = {
     "conformance": ("conformance", "prove that a backend's kernels are right, or find out where they are not"),
     "plugin": ("plugin", "start a backend of your own, or check the installed ones"),
     "convert": ("convert", "write a checkpoint in another number format or layout"),
+    "eval": ("eval", "measure the quality of a checkpoint, or what a quantisation costs, on texts"),
     "export": ("export", "write a model in another format: ONNX graphs with their weights"),
     "tune": ("tune", "measure a model's kernels on this machine, and use the fastest right ones from then on"),
     "bench": ("bench", "measure what dsv3 itself costs"),
@@ -47,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     _conformance(made["conformance"])
     _plugin(made["plugin"])
     _convert(made["convert"])
+    _eval(made["eval"])
     _export(made["export"])
     _tune(made["tune"])
     _bench(made["bench"])
@@ -151,6 +153,21 @@ def _convert(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-mtp", action="store_true", help="leave out the MTP modules")
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one a core, at most 8)")
     parser.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+
+
+def _eval(parser: argparse.ArgumentParser) -> None:
+    text = "UTF-8 text files, and folders of *.txt; documents separated by <|endoftext|>"
+    parser.add_argument("--text", nargs="+", action="extend", required=True, metavar="F", help=text)
+    text = "compare with a checkpoint folder or 'demo', as stored; or with the same checkpoint under a scheme, such as none"
+    parser.add_argument("--against", metavar="DIR_OR_QUANT", help=text)
+    _placement(parser)
+    _setting(parser, "threads")
+    parser.add_argument("--window", type=int, default=256, metavar="N", help="tokens, each window cold (default: 256)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="predict at most the first N tokens (default: all)")
+    parser.add_argument("--no-mtp", action="store_true", help="leave MTP modules out")
+    parser.add_argument("--json", metavar="FILE", help="write all figures there")
+    parser.add_argument("--plot", metavar="FILE", help="draw them there, as SVG")
+    parser.epilog = "--quant, --kv-dtype and --kernel are for the model alone, all other flags for both."
 
 
 def _export(parser: argparse.ArgumentParser) -> None:

@@ -19,12 +19,12 @@ def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return {name: found.value for name, found in resolve(vars(arguments)).items()}
 
 
-def load_model(arguments: argparse.Namespace, settings: dict[str, Any]) -> Model:
-    """The model that the flags ask for."""
+def load_model(arguments: argparse.Namespace, settings: dict[str, Any], mtp: bool = True) -> Model:
+    """The model that the flags ask for. mtp: with its MTP modules."""
     from dsv3.loading import load
 
     graphs = False if getattr(arguments, "no_graphs", False) else None
-    options = {"threads": settings["threads"], "check": settings["check"], "progress": True, "graphs": graphs}
+    options = {"threads": settings["threads"], "check": settings["check"], "progress": True, "graphs": graphs, "mtp": mtp}
     return load(settings["model"], **options, **_placement(arguments, settings))
 
 

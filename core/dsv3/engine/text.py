@@ -53,6 +53,11 @@ class Tokenizer:
         """Number of token ids, added tokens included."""
         return int(self._inner.get_vocab_size())
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Every token, added ones included, and its id."""
+        return dict(self._inner.get_vocab())
+
     def encode(self, text: str) -> list[int]:
         """Token ids, BOS first (once). UsageError for text that is no Unicode (lone surrogates)."""
         check_unicode(text)
