@@ -18,14 +18,13 @@ _TOGETHER = 2048  # tokens attended at once: bounds the scores
 def attend(source: Source, visitor: Visitor, x: Tensor, layer: str, cos_sin: Tensor, position: int) -> Tensor:
     """x [S, W, H] after the input norm, its first position -> what attention adds, with the linears that the visitor gives."""
     c, prefix = source.config, f"{layer}.self_attn"
-    first = ["q_proj"] if c.q_lora_rank is None else ["q_a_proj"]
-    shared = [*first, "kv_a_proj_with_mqa"]
+    # The input's name first: the graph gives q_proj the call site of q_b_proj.
+    shared = ["kv_a_proj_with_mqa", "q_proj" if c.q_lora_rank is None else "q_a_proj"]
     linears = [*shared, *([] if c.q_lora_rank is None else ["q_b_proj"]), "o_proj"]
     weights = {f"{prefix}.{name}.weight": source.real(f"{prefix}.{name}.weight") for name in [*linears, "kv_b_proj"]}
     added, inputs = _run(source, weights, prefix, x, cos_sin, position)
-    entry = inputs[first[0]]
     names = [f"{prefix}.{name}.weight" for name in shared]
-    visitor.feed(Feed(entry, names, {f"{layer}.input_layernorm.weight": None}))
+    visitor.feed(Feed(inputs[shared[0]], names, {f"{layer}.input_layernorm.weight": None}))
     if c.q_lora_rank is not None:
         visitor.feed(Feed(inputs["q_b_proj"], [f"{prefix}.q_b_proj.weight"], {f"{prefix}.q_a_layernorm.weight": None}))
     values = {f"{prefix}.kv_b_proj.weight": _value_rows(source)}
