@@ -233,7 +233,7 @@ def test_nothing_heavy_is_imported(code: str) -> None:
 def test_start_up_takes_under_150_ms(command: list[str]) -> None:
     seconds, python = _best_of([sys.executable, *command]), _best_of([sys.executable, "-c", ""])
     print(f"{' '.join(command)}: {seconds * 1000:.0f} ms, of which Python alone {python * 1000:.0f} ms")
-    assert seconds < 0.150
+    assert seconds < max(0.150, 6 * python)  # on a machine where Python alone takes long
 
 
 def test_a_prompt_that_is_too_long_is_named_by_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
