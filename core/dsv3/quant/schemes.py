@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from dsv3.plugin import Prepared, Quant
-from dsv3.quant.fp8 import blocks, dequantize_block, quantize_block
-from dsv3.quant.int4 import dequantize_group, quantize_group
+from dsv3.quant.fp8 import blocks, dequantize_block, expand_scale, quantize_block
+from dsv3.quant.int4 import GROUP, dequantize_group, quantize_group
 from dsv3.quant.int8 import dequantize_channel, quantize_channel
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """`weights`: number format of the weights; `activations`: what a matmul's left operand is rounded to."""
+    """`weights`: number format of the weights; `activations`: what a matmul's left operand is rounded to. How far a rounded
+    number may be off is `rounding_bound`."""
 
     name: Quant
     weights: str
@@ -57,6 +58,24 @@ def canonical(quant: Quant, shape: tuple[int, ...], dtype: torch.dtype, device: 
             "scale": empty(n, blocks(k), dtype=torch.float32),
         }
     return {"weight": empty(n, k, dtype=dtype)}
+
+
+def rounding_bound(w: Prepared) -> Tensor:
+    """How far each number of a canonical weight may be from the one it was rounded from, float64 of w.shape.
+
+    FP8: half a unit in the last of 4 bits, 2^-4 of the number, and half the smallest subnormal, 2^-10 of the scale, where that
+    is more. INT8, INT4: half a step of the scale. A code at the end of its range is off by no more: scales are made so.
+    """
+    scale = w.tensors["scale"].to(torch.float64)
+    n, k = w.shape[-2:]
+    kind = SCHEMES[w.quant].weights
+    if kind == "fp8":
+        # The number itself is not known; its image is at least 16/17 of it in magnitude.
+        size = dequantize(w, torch.float64).abs() * (17 / 16)
+        return torch.maximum(size * 2.0**-4, expand_scale(scale, n, k) * 2.0**-10)
+    if kind == "int4":
+        scale = scale.repeat_interleave(GROUP, dim=-1)[..., :k]
+    return (scale / 2).expand(w.shape)
 
 
 def quantize(weight: Tensor, quant: Quant, scale_fmt: str = "float32") -> Mapping[str, Tensor]:
