@@ -15,24 +15,35 @@ _NAMES, _BARS_END = 196.0, 560.0  # of the panel of files: names end, bars end
 _FILES = 40  # shown; a longer picture is none
 _PLOT = 64.0  # where the area of the other panels begins
 _TALL = 170.0
+_LIGHT = {"bg": "#fff", "text": "#1c2128", "soft": "#57606a", "grid": "#e1e6eb", "this": "#0b5cad", "other": "#d9822b"}
+_DARK = {"bg": "#0f1216", "text": "#e4e8ec", "soft": "#9aa5b1", "grid": "#2a3139", "this": "#79b8ff", "other": "#d29540"}
+
+
+def _colours(c: dict[str, str]) -> str:
+    """Written out, because many viewers of SVG know no variables."""
+    return f"""
+.bg {{ fill: {c["bg"]} }}
+.title, .head, .strong {{ fill: {c["text"]} }}
+.soft {{ fill: {c["soft"]} }}
+.grid {{ stroke: {c["grid"]} }}
+.mark {{ stroke: {c["soft"]} }}
+.this {{ fill: {c["this"]} }}
+.other {{ fill: {c["other"]} }}
+.this-line {{ stroke: {c["this"]} }}
+.other-line {{ stroke: {c["other"]} }}
+"""
+
+
 # Fonts that are there already: a viewer would have to fetch others.
-_STYLE = """
-svg { --bg: #fff; --text: #1c2128; --soft: #57606a; --grid: #e1e6eb; --this: #0b5cad; --other: #d9822b;
-font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; font-size: 12px }
-@media (prefers-color-scheme: dark) {
-svg { --bg: #0f1216; --text: #e4e8ec; --soft: #9aa5b1; --grid: #2a3139; --this: #79b8ff; --other: #d29540 }
-}
-.bg { fill: var(--bg) }
-.title { fill: var(--text); font-size: 16px; font-weight: 600 }
-.head { fill: var(--text); font-size: 13px; font-weight: 600 }
-.strong { fill: var(--text) }
-.soft { fill: var(--soft) }
-.grid { stroke: var(--grid); fill: none }
-.mark { stroke: var(--soft); fill: none; stroke-dasharray: 3 3 }
-.this { fill: var(--this) }
-.other { fill: var(--other) }
-.this-line { stroke: var(--this); stroke-width: 1.8; fill: none; stroke-linejoin: round }
-.other-line { stroke: var(--other); stroke-width: 5; stroke-opacity: .55; fill: none; stroke-linejoin: round }
+_STYLE = f"""
+svg {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; font-size: 12px }}
+.title {{ font-size: 16px; font-weight: 600 }}
+.head {{ font-size: 13px; font-weight: 600 }}
+.grid, .mark, .this-line, .other-line {{ fill: none; stroke-linejoin: round }}
+.mark {{ stroke-dasharray: 3 3 }}
+.this-line {{ stroke-width: 1.8 }}
+.other-line {{ stroke-width: 5; stroke-opacity: .55 }}
+{_colours(_LIGHT)}@media (prefers-color-scheme: dark) {{{_colours(_DARK)}}}
 """
 
 
