@@ -12,7 +12,6 @@ from dsv3.checkpoint.calibrate.attention import attend
 from dsv3.checkpoint.calibrate.experts import feed_forward
 from dsv3.checkpoint.calibrate.source import Source
 from dsv3.checkpoint.calibrate.visitor import Visitor
-from dsv3.errors import UsageError
 from dsv3.graph.config import ModelConfig
 from dsv3.graph.yarn import cos_sin_table
 
@@ -26,16 +25,10 @@ class State:
 
 
 class Sweep:
-    """windows: token ids [S, W], each a text of its own. UsageError if they do not fit the model."""
+    """windows: token ids [S, W], each a text of its own; see `check_windows`."""
 
     def __init__(self, config: ModelConfig, source: Source, windows: Tensor, visitor: Visitor) -> None:
         self.config, self.source, self.windows, self.visitor = config, source, windows, visitor
-        modules = self.layers - config.num_hidden_layers
-        if windows.shape[1] <= modules:
-            raise UsageError(f"windows of {windows.shape[1]} tokens: {modules} MTP modules need {modules + 1}; give more text")
-        if (largest := int(windows.max())) >= config.vocab_size:
-            what = f"the tokenizer gives id {largest}, the model has {config.vocab_size}"
-            raise UsageError(f"the calibration text does not fit: {what}; the tokenizer is of another model")
         self.cos_sin = cos_sin_table(config, "cpu", windows.shape[1] + 1)
 
     def start(self) -> State:

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dsv3.checkpoint.calibrate.windows import check_windows
 from dsv3.checkpoint.convert.companions import CONFIG, companions, converted, write_companions
 from dsv3.checkpoint.convert.compensated import write_layers
 from dsv3.checkpoint.convert.files import digest_of, holds, write_whole
@@ -93,8 +94,12 @@ def convert(
     `complete` is left alone. Raises UsageError, CheckpointError, and Dsv3Error where the disk does not do what it should.
     """
     planned = plan_conversion(source, folder, target)
+    if target.calibrate and windows is None:
+        raise UsageError("calibrating needs a text: token ids in windows")
     if complete(planned, windows):
         return planned
+    if windows is not None:
+        check_windows(planned.config, windows, target.mtp)
     with _disk(folder):
         made = _make_folder(planned)
         with ExitStack() as failed:
@@ -135,8 +140,6 @@ def _write(planned: Conversion, journal: Journal, windows: Tensor | None, worker
     """All weights that are not written yet."""
     todo, folder, target = _unfinished(planned, journal, progress), planned.folder, planned.target
     _check_space(folder, todo)
-    if target.calibrate and windows is None:
-        raise UsageError("calibrating needs a text: token ids in windows")
     if windows is not None and target.to == "int8" and todo:
         shifts = choose_shifts(planned.config, planned.plan, windows, folder, progress)
         again = plan_files(planned.config, planned.plan, target, (planned.source / INDEX).exists(), shifts)
