@@ -110,20 +110,25 @@ def _whole(name: str, path: Path, info: TensorInfo) -> Entry:
 
 
 def _inside(folder: Path, name: str, listed_in: str) -> Path:
-    """The file `name` of the folder. Links may lead within the folder, or into the blobs of the Hugging Face cache it is a
-    snapshot of, and nowhere else."""
+    """The file `name` of the folder, and of nowhere else."""
     if not _SHARD.fullmatch(name) or len(name) > 255:
         raise fault(listed_in, "", "plain file names ending in .safetensors", repr(name)[:80], "do not use this checkpoint")
     path = folder / name
     if not path.is_file():
         raise fault(name, "", f"a file, as {listed_in} lists it", "none", "download the missing file")
+    check_inside(folder, path)
+    return path
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """CheckpointError for a link that leads elsewhere than within the folder, or into the blobs of the Hugging Face cache it is
+    a snapshot of."""
     root, real = folder.resolve(), path.resolve()
     allowed = [root]
     if root.parent.name == "snapshots":
         allowed.append((root.parent.parent / "blobs").resolve())
     if not any(real.is_relative_to(place) for place in allowed):
-        raise fault(name, "", "a file inside the checkpoint's folder", f"a link to {real}", "copy the file into the folder")
-    return path
+        raise fault(path, "", "a file inside the checkpoint's folder", f"a link to {real}", "copy the file into the folder")
 
 
 def _sharded(folder: Path) -> dict[str, Entry]:

@@ -32,11 +32,11 @@ def main(arguments: argparse.Namespace) -> int:
         print(describe(plan_conversion(arguments.src, folder, target)))
         return 0
     planned = plan_conversion(arguments.src, folder, target)
-    if complete(planned):
+    windows = _windows(arguments) if arguments.calibrate else None
+    if complete(planned, windows):
         print(f"{folder} holds this conversion already: nothing to do", file=sys.stderr)
         print(folder)
         return 0
-    windows = _windows(arguments) if arguments.calibrate else None
     convert(arguments.src, folder, target, windows=windows, workers=workers, progress=True)
     print(folder)
     return 0

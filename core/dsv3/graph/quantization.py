@@ -54,8 +54,16 @@ def _integer(table: Fields) -> Quantization:
     groups = table.table("config_groups")
     if groups is None or len(groups.values) != 1:
         raise UnsupportedModel(f"{table.source}: one group in config_groups is supported; this has {_count(groups)}")
-    group = groups.table(next(iter(groups.values)))
-    assert group is not None
+    name = next(iter(groups.values))
+    group = groups.table(name)
+    if group is None:
+        raise groups.wrong(name, None, "an object")
+    for source, absent in ((table, "transform_config"), (group, "output_activations")):
+        if source.values.get(absent):
+            raise UnsupportedModel(f"{source.source}: {absent} {source.values[absent]!r:.80} is not supported; none is")
+    sparsity = table.table("sparsity_config")
+    if sparsity is not None and sparsity.values.get("format", "dense") != "dense":
+        raise UnsupportedModel(f"{sparsity.source}: format {sparsity.values['format']!r} is not supported; 'dense' is")
     if group.values.get("targets") != ["Linear"]:
         raise UnsupportedModel(f"{group.source}: targets {group.values.get('targets')!r} is not supported; ['Linear'] is")
     weights = group.table("weights")

@@ -25,7 +25,7 @@ class State:
 
 
 class Sweep:
-    """windows: token ids [S, W], each a text of its own."""
+    """windows: token ids [S, W], each a text of its own; see `check_windows`."""
 
     def __init__(self, config: ModelConfig, source: Source, windows: Tensor, visitor: Visitor) -> None:
         self.config, self.source, self.windows, self.visitor = config, source, windows, visitor

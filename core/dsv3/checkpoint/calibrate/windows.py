@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dsv3.errors import UsageError
+from dsv3.graph.config import ModelConfig
 
 WIDTH = 256  # tokens; less for a shorter text
 _CHARACTERS = 2 << 20  # of a file: encoding a whole library to keep a few thousand tokens helps nobody
@@ -33,6 +34,17 @@ def read_windows(paths: Sequence[Path], encode: Callable[[str], Sequence[int]], 
     count = min(have, max(1, tokens // width))
     starts = [i * have // count * width for i in range(count)]
     return torch.tensor([ids[at : at + width] for at in starts], dtype=torch.int64)
+
+
+def check_windows(config: ModelConfig, windows: Tensor, mtp: bool) -> None:
+    """UsageError if token ids [S, W] do not fit the model. mtp: its MTP modules, each of which sees a token less, are calibrated
+    too."""
+    modules = config.num_nextn_predict_layers if mtp else 0
+    if windows.shape[1] <= modules:
+        raise UsageError(f"windows of {windows.shape[1]} tokens: {modules} MTP modules need {modules + 1}; give more text")
+    if (largest := int(windows.max())) >= config.vocab_size:
+        what = f"the tokenizer gives id {largest}, the model has {config.vocab_size}"
+        raise UsageError(f"the calibration text does not fit: {what}; the tokenizer is of another model")
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

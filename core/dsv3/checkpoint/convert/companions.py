@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
-from dsv3.checkpoint.convert.files import sync_folder, write_whole
+from dsv3.checkpoint.convert.files import PARTIAL, sync_folder, write_whole
 from dsv3.checkpoint.convert.plan import OutFile, weight_map
 from dsv3.checkpoint.convert.target import Target
-from dsv3.checkpoint.layout import INDEX, SINGLE, read_json
+from dsv3.checkpoint.header import fault
+from dsv3.checkpoint.layout import INDEX, SINGLE, check_inside, read_json
+from dsv3.errors import CheckpointError
 from dsv3.graph.config import ModelConfig
 from dsv3.graph.config_demo import is_demo
 from dsv3.graph.config_write import to_hf
@@ -30,7 +33,7 @@ def companions(source: Path, files: list[OutFile]) -> list[str]:
 def write_companions(source: Path, folder: Path, config: ModelConfig, target: Target, files: list[OutFile]) -> None:
     """config.json last: with it the folder becomes a checkpoint."""
     for path in _copied(source):
-        write_whole(folder / path.name, path.read_bytes())
+        write_whole(folder / path.name, _read(path))
     if _needs_index(files):
         index = {
             "metadata": {"total_size": sum(f.nbytes for f in files)},
@@ -54,8 +57,10 @@ def converted(source: Path, config: ModelConfig, target: Target) -> dict[str, An
     quantization = write(target.quantization(config))
     if quantization is not None:
         values["quantization_config"] = quantization
-    if target.to == "bf16":
-        values["dtype" if "dtype" in values and "torch_dtype" not in values else "torch_dtype"] = "bfloat16"
+    if target.to not in ("hf", "demo"):  # what is not quantised is bf16 now
+        for name in ("dtype", "torch_dtype"):
+            if name in values or (name == "torch_dtype" and "dtype" not in values):
+                values[name] = "bfloat16"
     if not target.mtp:
         values.pop("num_mtp_layers", None)
         values["num_nextn_predict_layers"] = 0
@@ -63,14 +68,27 @@ def converted(source: Path, config: ModelConfig, target: Target) -> dict[str, An
 
 
 def _needs_index(files: list[OutFile]) -> bool:
-    return files[0].name != SINGLE and not files[0].name.startswith("model0-mp")
+    return files[0].metadata and [file.name for file in files] != [SINGLE]
 
 
 def _copied(source: Path) -> list[Path]:
-    """Small files of the source that are neither weights nor made anew. Links are followed, as download caches have them."""
+    """Small files of the source that are neither weights nor made anew. Links are followed, as download caches have them, but
+    not out of the checkpoint: what else this machine holds is nothing to publish with it."""
     own = (CONFIG, INDEX)
     found = [p for p in source.iterdir() if p.is_file() and p.suffix not in _WEIGHTS and p.name not in own]
-    return sorted(p for p in found if not p.name.startswith(".") and p.stat().st_size <= _LIMIT)
+    found = sorted(p for p in found if not p.name.startswith(".") and p.stat().st_size <= _LIMIT)
+    for path in found:
+        check_inside(source, path)
+        if len(os.fsencode(path.name + PARTIAL)) > 255:
+            raise fault(path, "", "a file name of at most 247 bytes", str(len(os.fsencode(path.name))), "rename or remove it")
+    return found
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
 
 
 def _json(value: dict[str, Any]) -> bytes:

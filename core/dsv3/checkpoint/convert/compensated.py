@@ -20,7 +20,6 @@ from dsv3.checkpoint.convert.unit import Unit, buffer_of
 from dsv3.checkpoint.progress import steps_progress
 from dsv3.checkpoint.reader import Array, Reader
 from dsv3.checkpoint.validate import LoadPlan
-from dsv3.errors import UsageError
 from dsv3.graph.config import ModelConfig
 
 HIDDEN = ".dsv3-hidden-{}.safetensors"
@@ -63,17 +62,16 @@ def write_layers(
 
 
 def _resumed(folder: Path, files: Mapping[int, OutFile], finished: Mapping[str, str]) -> State | None:
-    """Where to go on; None for the beginning."""
+    """Where to go on; None for the beginning, also where the states that are needed are missing: all layers are made again."""
     done = 0
     while done in files and files[done].name in finished:
         done += 1
     if not done:
         return None
-    path = folder / HIDDEN.format(done)
     try:
-        return State(load(path.read_bytes())["hidden"], done)
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UsageError(f"{path}: the states between layers are missing or damaged ({error}); delete {folder}") from error
+        return State(load((folder / HIDDEN.format(done)).read_bytes())["hidden"], done)
+    except (FileNotFoundError, SafetensorError, KeyError):  # a file before the last was damaged, or the states were
+        return None
 
 
 class _Writing:

@@ -27,12 +27,13 @@ def fingerprint(sources: list[Path], files: list[OutFile], options: str) -> str:
 
 
 class Journal:
-    """Open while a conversion runs; one process at a time. `finished` is file name -> digest."""
+    """Open while a conversion runs; one process at a time. `finished` is file name -> digest; `resumed`: some conversion had
+    begun it before."""
 
     NAME = ".dsv3-convert.jsonl"
 
     def __init__(self, folder: Path, name: str) -> None:
-        self.path, self.finished = folder / self.NAME, dict[str, str]()
+        self.path, self.finished, self.resumed = folder / self.NAME, dict[str, str](), False
         self._file = self.path.open("a+b")
         with ExitStack() as failed:
             failed.callback(self._file.close)
@@ -41,12 +42,14 @@ class Journal:
             failed.pop_all()
 
     def _lock(self, folder: Path) -> None:
+        busy = UsageError(f"{folder}: another process is converting into it; wait for it, or choose another folder")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UsageError(
-                f"{folder}: another process is converting into it; wait for it, or choose another folder"
-            ) from error
+            raise busy from error
+        # Whoever had it may have removed it since it was opened here: then this lock keeps nobody out.
+        if not self.path.exists() or not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
+            raise busy
 
     def _read(self, folder: Path, name: str) -> None:
         self._file.seek(0)
@@ -56,13 +59,18 @@ class Journal:
             self._append({"conversion": name})
             sync_folder(folder)
             return
-        first, *rest = (json.loads(line) for line in lines if line.endswith(b"\n"))
-        if first.get("conversion") != name:
+        self.resumed = True
+        if _parsed(lines[0], "conversion") != (name,):
             what = "an unfinished conversion of another checkpoint, or with other options"
             raise UsageError(f"{folder}: holds {what}; finish that one, delete the folder, or choose another")
-        self.finished = {line["file"]: line["digest"] for line in rest}
-        if not lines[-1].endswith(b"\n"):  # killed while writing a line: take it back
-            self._file.truncate(sum(len(line) for line in lines[:-1]))
+        whole = len(lines[0])
+        for line in lines[1:]:
+            found = _parsed(line, "file", "digest")
+            if found is None:  # killed, or the machine stopped, while it was written: take it back
+                self._file.truncate(whole)
+                break
+            self.finished[found[0]] = found[1]
+            whole += len(line)
 
     def add(self, file: str, digest: str) -> None:
         """A file is whole."""
@@ -83,6 +91,16 @@ class Journal:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._file.close()
+
+
+def _parsed(line: bytes, *names: str) -> tuple[str, ...] | None:
+    """The strings that a line has under these names; None if it is damaged."""
+    try:
+        values = json.loads(line.decode()) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    found = tuple(values.get(name) for name in names) if isinstance(values, dict) else (None,)
+    return found if all(isinstance(value, str) for value in found) else None
 
 
 def foreign(folder: Path, files: list[OutFile], companions: list[str]) -> list[str]:

@@ -6,16 +6,17 @@ import hashlib
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from dsv3.checkpoint.calibrate.windows import check_windows
 from dsv3.checkpoint.convert.companions import CONFIG, companions, converted, write_companions
 from dsv3.checkpoint.convert.compensated import write_layers
-from dsv3.checkpoint.convert.files import digest_of, holds
+from dsv3.checkpoint.convert.files import digest_of, holds, write_whole
 from dsv3.checkpoint.convert.journal import Journal, fingerprint, foreign
 from dsv3.checkpoint.convert.migrated import choose_shifts
 from dsv3.checkpoint.convert.plan import OutFile, plan_files
@@ -29,6 +30,8 @@ from dsv3.checkpoint.validate import LoadPlan, plan_load
 from dsv3.errors import CheckpointError, Dsv3Error, UsageError
 from dsv3.graph.config import ModelConfig
 
+# Names the conversion that the folder holds, finished: another of the same shape is not taken for it.
+DONE = ".dsv3-converted"
 _MARGIN = 1 << 20  # of disk, for the small files
 
 
@@ -65,10 +68,13 @@ def plan_conversion(source: str, folder: Path, target: Target) -> Conversion:
     config = folder_config(where)
     entries = open_checkpoint(where)
     ranks = any(len(e.parts) > 1 or e.parts[0].key != e.name for e in entries.values())
-    target.check(config, ranks)
+    wide = any(e.dtype == "F32" and name.endswith("proj.weight") for name, e in entries.items())
+    target.check(config, ranks, wide)
     plan = plan_load(config, entries, where, target.mtp)
     sharded = (where / INDEX).exists()
-    return Conversion(where, folder, target, config, plan, plan_files(config, plan, target, sharded))
+    files = plan_files(config, plan, target, sharded)
+    companions(where, files)  # refuses those that cannot come along
+    return Conversion(where, folder, target, config, plan, files)
 
 
 def convert(
@@ -88,43 +94,52 @@ def convert(
     `complete` is left alone. Raises UsageError, CheckpointError, and Dsv3Error where the disk does not do what it should.
     """
     planned = plan_conversion(source, folder, target)
-    if complete(planned):
+    if target.calibrate and windows is None:
+        raise UsageError("calibrating needs a text: token ids in windows")
+    if complete(planned, windows):
         return planned
+    if windows is not None:
+        check_windows(planned.config, windows, target.mtp)
     with _disk(folder):
         made = _make_folder(planned)
-        name = fingerprint(planned.sources(), planned.files, f"{target} {_digest(windows)}")
         with ExitStack() as failed:
-            failed.callback(_clean, folder, made)
-            with Journal(folder, name) as journal:
+            failed.callback(_remove_empty, folder, made)
+            with Journal(folder, _fingerprint(planned, windows)) as journal, ExitStack() as unwritten:
+                unwritten.callback(_forget, folder, journal)
+                _refuse_foreign(planned, journal.resumed)  # again, now that nobody else writes here
                 _write(planned, journal, windows, workers, progress)
                 write_companions(planned.source, folder, planned.config, target, planned.files)
+                write_whole(folder / DONE, _fingerprint(planned, windows).encode())
                 _remove_notes(folder)
                 journal.remove()
+                unwritten.pop_all()
             failed.pop_all()
     return planned
 
 
-def complete(planned: Conversion) -> bool:
-    """Whether the folder holds this very conversion, as far as names, headers and times of change can tell: what a conversion
-    leaves that was killed after its last file."""
-    folder, target = planned.folder, planned.target
-    paths = [folder / file.name for file in planned.files]
-    if target.calibrate or (folder / Journal.NAME).exists() or not all(path.is_file() for path in [*paths, folder / CONFIG]):
-        return False
-    newest = max(path.stat().st_mtime_ns for path in planned.sources())
-    if any(path.stat().st_mtime_ns < newest for path in paths):
-        return False
-    if read_json(folder / CONFIG) != converted(planned.source, planned.config, target):
-        return False
-    return all(holds(path, file) for path, file in zip(paths, planned.files, strict=True))
+def complete(planned: Conversion, windows: Tensor | None = None) -> bool:
+    """Whether the folder holds this very conversion of this very source, finished and, as far as names and headers can tell,
+    untouched since."""
+    folder = planned.folder
+    with _disk(folder):
+        paths = [folder / file.name for file in planned.files]
+        if (folder / Journal.NAME).exists() or not all(path.is_file() for path in [*paths, folder / CONFIG, folder / DONE]):
+            return False
+        if (folder / DONE).read_bytes() != _fingerprint(planned, windows).encode():
+            return False
+        if read_json(folder / CONFIG) != converted(planned.source, planned.config, planned.target):
+            return False
+        return all(holds(path, file) for path, file in zip(paths, planned.files, strict=True))
+
+
+def _fingerprint(planned: Conversion, windows: Tensor | None) -> str:
+    return fingerprint(planned.sources(), planned.files, f"{planned.target} {planned.config} {_digest(windows)}")
 
 
 def _write(planned: Conversion, journal: Journal, windows: Tensor | None, workers: int, progress: bool | None) -> None:
     """All weights that are not written yet."""
     todo, folder, target = _unfinished(planned, journal, progress), planned.folder, planned.target
     _check_space(folder, todo)
-    if target.calibrate and windows is None:
-        raise UsageError("calibrating needs a text: token ids in windows")
     if windows is not None and target.to == "int8" and todo:
         shifts = choose_shifts(planned.config, planned.plan, windows, folder, progress)
         again = plan_files(planned.config, planned.plan, target, (planned.source / INDEX).exists(), shifts)
@@ -157,24 +172,31 @@ def _make_folder(planned: Conversion) -> bool:
         raise UsageError(f"{folder} is the checkpoint itself; name another folder")
     made = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    started = (folder / Journal.NAME).exists()
-    known = companions(planned.source, planned.files) if started else []
-    if others := foreign(folder, planned.files if started else [], known):
-        raise UsageError(f"{folder} holds {others[0]}: nothing is overwritten; choose a new folder")
+    _refuse_foreign(planned, (folder / Journal.NAME).exists())
     return made
 
 
-def _clean(folder: Path, made: bool) -> None:
-    """A folder that holds nothing worth keeping goes; a finished file is kept, for the next try."""
+def _refuse_foreign(planned: Conversion, started: bool) -> None:
+    """UsageError for a folder that holds what this conversion has not put there. started: it has a journal from before."""
+    known = companions(planned.source, planned.files) if started else []
+    if others := foreign(planned.folder, planned.files if started else [], known):
+        raise UsageError(f"{planned.folder} holds {others[0]}: nothing is overwritten; choose a new folder")
+
+
+def _forget(folder: Path, journal: Journal) -> None:
+    """A conversion that failed before it had anything worth keeping leaves no journal. Only for who holds its lock: to all
+    others it is what another process goes on from."""
     try:
-        names = [p.name for p in folder.iterdir()]
-        if set(names) == {Journal.NAME} and (folder / Journal.NAME).read_bytes().count(b"\n") <= 1:
-            (folder / Journal.NAME).unlink()
-            names = []
-        if not names and made:
-            folder.rmdir()
+        if not journal.finished and [p.name for p in folder.iterdir()] == [Journal.NAME]:
+            journal.remove()
     except OSError:  # what failed before is what there is to say
         return
+
+
+def _remove_empty(folder: Path, made: bool) -> None:
+    if made:
+        with suppress(OSError):  # not empty: a finished file is kept, for the next try
+            folder.rmdir()
 
 
 def _unfinished(planned: Conversion, journal: Journal, progress: bool | None) -> list[OutFile]:
@@ -190,6 +212,9 @@ def _unfinished(planned: Conversion, journal: Journal, progress: bool | None) ->
             except CheckpointError:  # damaged since: made again, like one that is missing
                 path.unlink(missing_ok=True)
             advance(file.nbytes)
+    for file in claimed:
+        if file.name not in whole:
+            del journal.finished[file.name]
     return [f for f in planned.files if f.name not in whole]
 
 

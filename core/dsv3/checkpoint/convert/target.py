@@ -67,8 +67,9 @@ class Target:
         activations = self.to != "int4" and not self.weight_only
         return Quantization(self.stored(c), self.scale_fmt or "float32", activations)
 
-    def check(self, c: ModelConfig, is_demo_layout: bool) -> None:
-        """UsageError where there is nothing to convert, or the layout cannot hold the format."""
+    def check(self, c: ModelConfig, is_demo_layout: bool, wide: bool = False) -> None:
+        """UsageError where there is nothing to convert, or the layout cannot hold the format. wide: linears are in float32,
+        whatever config.json says."""
         after = self.quantization(c)
         before = Quantization(c.quant_method, c.scale_fmt, c.quant_activations)
         same = (after.method, after.scale_fmt, after.activations) == (before.method, before.scale_fmt, before.activations)
@@ -76,7 +77,7 @@ class Target:
             raise UsageError("the checkpoint is in Hugging Face's layout already; --to hf converts from the demo's")
         if self.to in ("fp8", "int8", "int4") and same:
             raise UsageError(f"the checkpoint is stored in {self.to} already; --to hf or demo changes its layout")
-        if self.to == "bf16" and c.quant_method == "none" and c.torch_dtype == "bfloat16":
+        if self.to == "bf16" and c.quant_method == "none" and c.torch_dtype == "bfloat16" and not wide:
             raise UsageError("the checkpoint is in bf16 already; --to hf or demo changes its layout")
         if self.to == "demo" and c.quant_method in INTEGER:
             raise UsageError(f"the demo's layout has no {c.quant_method} weights: it knows bf16 and FP8")
