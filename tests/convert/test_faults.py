@@ -20,7 +20,8 @@ from dsv3.checkpoint.convert.journal import Journal
 from dsv3.checkpoint.convert.run import convert, plan_conversion
 from dsv3.checkpoint.convert.target import Target
 from dsv3.errors import CheckpointError, UnsupportedModel, UsageError
-from tests.support.checkpoints import TINY, random_tensors, write_hf, write_index
+from tests.convert.conftest import ALIGNED
+from tests.support.checkpoints import FP8, TINY, random_tensors, write_demo, write_hf, write_index
 from tests.support.convert import hashes, tensors
 
 WINDOWS = torch.arange(32).view(2, 16)
@@ -219,3 +220,21 @@ def test_a_group_that_is_null_is_said(made: dict[str, Path], tmp_path: Path) -> 
     path.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="'group_0' is None"):
         dsv3.load(str(tmp_path / "int4"))
+
+
+def test_fp8_ranks_that_cut_through_a_block_are_refused(tmp_path: Path) -> None:
+    """Two ranks of 96 rows have two scales, as 192 rows have; but the second is of rows 96 on, not 128 on."""
+    config = {**ALIGNED, "intermediate_size": 192, "quantization_config": FP8}
+    write_demo(tmp_path / "demo", config, random_tensors({**ALIGNED, "intermediate_size": 192}, fp8=True), 2)
+    with pytest.raises(CheckpointError, match=r"w1\.weight: expected a multiple of 128 along axis 0; found 96"):
+        convert(str(tmp_path / "demo"), tmp_path / "out", Target("bf16"))
+
+
+def test_copies_that_are_none_are_refused(tmp_path: Path) -> None:
+    made = random_tensors(TINY, copies=True)
+    made["model.layers.2.embed_tokens.weight"] += 1
+    source = write_hf(tmp_path / "source", TINY, made)
+    with pytest.raises(CheckpointError, match=r"layers\.2\.embed_tokens\.weight: expected the same bytes"):
+        convert(str(source), tmp_path / "out", Target("int8"))
+    assert not (tmp_path / "out").exists()
+    convert(str(source), tmp_path / "out", Target("int8", mtp=False))

@@ -11,6 +11,7 @@ from typing import Any
 
 from dsv3.checkpoint.demo_layout import demo_file, expert_index, shard_axis, to_hf
 from dsv3.checkpoint.header import TensorInfo, fault, read_header
+from dsv3.checkpoint.stored import BLOCK
 from dsv3.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -205,6 +206,9 @@ def _joined(name: str, parts: list[Part], size: int) -> Entry:
             raise fault(part.file, part.key, f"{first.dtype} {list(first.shape)} as in rank 0", found, "convert it again")
     if axis is None or size == 1 or owners == 1 or axis >= len(first.shape):
         return whole
+    if first.dtype == "F8_E4M3" and first.shape[axis] % BLOCK:
+        found = f"{first.shape[axis]} in each of {size} ranks: whose scale a block has that two ranks share cannot be told"
+        raise fault(parts[0].file, parts[0].key, f"a multiple of {BLOCK} along axis {axis}", found, "use fewer ranks")
     shape = list(first.shape)
     shape[axis] *= size
     return Entry(name, first.dtype, tuple(shape), tuple(parts), axis)

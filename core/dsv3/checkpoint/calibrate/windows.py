@@ -37,8 +37,7 @@ def read_windows(paths: Sequence[Path], encode: Callable[[str], Sequence[int]], 
 
 
 def check_windows(config: ModelConfig, windows: Tensor, mtp: bool) -> None:
-    """UsageError if token ids [S, W] do not fit the model. mtp: its MTP modules, each of which sees a token less, are calibrated
-    too."""
+    """UsageError if token ids [S, W] do not fit the model. mtp: with its MTP modules, each of which sees a token less."""
     modules = config.num_nextn_predict_layers if mtp else 0
     if windows.shape[1] <= modules:
         raise UsageError(f"windows of {windows.shape[1]} tokens: {modules} MTP modules need {modules + 1}; give more text")

@@ -99,8 +99,9 @@ def _parsed(line: bytes, *names: str) -> tuple[str, ...] | None:
         values = json.loads(line.decode()) if line.endswith(b"\n") else None
     except ValueError:
         return None
-    found = tuple(values.get(name) for name in names) if isinstance(values, dict) else (None,)
-    return found if all(isinstance(value, str) for value in found) else None
+    found = [values.get(name) for name in names] if isinstance(values, dict) else []
+    strings = tuple(value for value in found if isinstance(value, str))
+    return strings if len(strings) == len(names) else None
 
 
 def foreign(folder: Path, files: list[OutFile], companions: list[str]) -> list[str]:

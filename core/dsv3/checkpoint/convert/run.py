@@ -25,7 +25,7 @@ from dsv3.checkpoint.convert.work import Work
 from dsv3.checkpoint.folder import folder_config, model_folder
 from dsv3.checkpoint.layout import INDEX, open_checkpoint, read_json
 from dsv3.checkpoint.progress import bytes_progress
-from dsv3.checkpoint.reader import Reader
+from dsv3.checkpoint.reader import Reader, check_copy
 from dsv3.checkpoint.validate import LoadPlan, plan_load
 from dsv3.errors import CheckpointError, Dsv3Error, UsageError
 from dsv3.graph.config import ModelConfig
@@ -140,6 +140,9 @@ def _write(planned: Conversion, journal: Journal, windows: Tensor | None, worker
     """All weights that are not written yet."""
     todo, folder, target = _unfinished(planned, journal, progress), planned.folder, planned.target
     _check_space(folder, todo)
+    reader = Reader()
+    for copy, original in planned.plan.copies if todo else []:
+        check_copy(copy, original, reader)
     if windows is not None and target.to == "int8" and todo:
         shifts = choose_shifts(planned.config, planned.plan, windows, folder, progress)
         again = plan_files(planned.config, planned.plan, target, (planned.source / INDEX).exists(), shifts)
@@ -147,7 +150,7 @@ def _write(planned: Conversion, journal: Journal, windows: Tensor | None, worker
         todo = [file for file in again if file.name in names]
     plain = [f for f in todo if f.layer is None or f.layer < 0]
     with bytes_progress("converting", sum(f.nbytes for f in plain), progress) as advance:
-        Work(folder, Reader(), journal.add, advance).run(plain, workers)
+        Work(folder, reader, journal.add, advance).run(plain, workers)
     if windows is not None and target.by_layer:
         layers = {f.layer: f for f in planned.files if f.layer is not None}
         write_layers(planned.config, planned.plan, windows, folder, layers, journal.finished, journal.add, progress)
