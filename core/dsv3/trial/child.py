@@ -24,7 +24,7 @@ from dsv3.trial.footprint import Footprint, changes, footprint, settled
 from dsv3.trial.subject import Ear, Subject, quoted
 
 SLOW_IMPORT_S = 1.0
-HIDDEN_LIMIT_S = 10.0
+HIDDEN_LIMIT_S = 30.0
 
 
 class Reporter:
