@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -63,6 +64,7 @@ def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Certi
     (plugin / "dsv3_acme.py").rename(package / "__init__.py")
     (package / "kernels.py").write_text("def norm(x): return x\n")
     monkeypatch.syspath_prepend(str(plugin))
+    monkeypatch.delitem(sys.modules, "dsv3_acme", raising=False)  # of another test in this process
     importlib.invalidate_caches()
     made = _run(tmp_path / "lists")
     written = reports.write_all(made, tmp_path / "out", lists=tmp_path / "lists")

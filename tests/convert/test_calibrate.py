@@ -101,7 +101,7 @@ def test_migration_undoes_outliers(tmp_path: Path) -> None:
     least = off(tmp_path / "unfolded", unfolded)
     plain, migrated = off(tmp_path / "plain", wanted), off(tmp_path / "migrated", wanted)
     assert migrated < plain / 2 and migrated < 2 * least, (least, plain, migrated)
-    assert not list((tmp_path / "migrated").glob(".dsv3*"))
+    assert not list((tmp_path / "migrated").glob(".dsv3-*.safetensors"))
 
 
 @pytest.mark.parametrize("k", [100, 128, 300])
@@ -130,7 +130,7 @@ def test_int4_conversion_writes_a_file_per_layer_that_loads(tmp_path: Path) -> N
     source = write_hf(tmp_path / "tiny", TINY, random_tensors(TINY, copies=True))
     convert(str(source), tmp_path / "out", Target("int4", calibrate=True), windows=windows(8, 60))
     convert(str(source), tmp_path / "plain", Target("int4"))
-    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 4 and not list((tmp_path / "out").glob(".dsv3*"))
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) == 4 and not list((tmp_path / "out").glob(".dsv3-*.safetensors"))
     ids = windows(1, 60)[0]
     wanted = dsv3.load(str(source), dtype="float32").logits(ids)
     off = {
