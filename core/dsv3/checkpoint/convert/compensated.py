@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -91,23 +91,19 @@ class _Writing:
         """A linear was rounded."""
         unit = self._left.pop(name)
         assert isinstance(unit, Linear)
-        self._write(unit, pack(codes, scale, "int4", unit.shape[1], unit.shape))
+        self._write(unit, [pack(codes, scale, "int4", unit.shape[1], unit.shape)])
 
     def others(self) -> None:
         """What the sweep does not round."""
         for name in list(self._left):
             unit = self._left.pop(name)
             unit.check(self._reader)
-            assert self._writer is not None
-            sinks = self._writer.sinks(unit)
-            for parts in unit.slices(self._reader):
-                for sink, part in zip(sinks, parts, strict=True):
-                    sink.write(buffer_of(part))
-            self._writer.done(sinks)
+            self._write(unit, unit.slices(self._reader))
 
-    def _write(self, unit: Unit, parts: tuple[Array, ...]) -> None:
+    def _write(self, unit: Unit, slices: Iterable[tuple[Array, ...]]) -> None:
         assert self._writer is not None
         sinks = self._writer.sinks(unit)
-        for sink, part in zip(sinks, parts, strict=True):
-            sink.write(buffer_of(part))
+        for parts in slices:
+            for sink, part in zip(sinks, parts, strict=True):
+                sink.write(buffer_of(part))
         self._writer.done(sinks)
