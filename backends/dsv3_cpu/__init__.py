@@ -27,7 +27,9 @@ class CpuBackend(BackendBase):
         import importlib.util
 
         if importlib.util.find_spec("numba") is None:
-            return Probe("incompatible", detail="numba is not installed", remedy="pip install numba, or use --backend reference")
+            return Probe(
+                "incompatible", detail="numba is not installed", remedy="pip install numba, or use --backend reference"
+            )
         from dsv3_cpu.facts import features
 
         dtypes = frozenset({"float32", "bfloat16", "int8", "float8_e4m3fn"})

@@ -31,9 +31,7 @@ def rope_cache_write(
     return apply_rope(q_pe, positions, cos_sin, interleaved)
 
 
-def kv_cache_gather(
-    cache: LatentCache, block_table: Tensor, seq_lens: Tensor, total: int, start: int
-) -> tuple[Tensor, Tensor]:
+def kv_cache_gather(cache: LatentCache, block_table: Tensor, seq_lens: Tensor, total: int, start: int) -> tuple[Tensor, Tensor]:
     ckv, kpe = torch.empty(total, cache.ckv.shape[2]), torch.empty(total, cache.kpe.shape[2])
     if total:
         ends = (seq_lens.to(torch.int64) - start).clamp_min(0).cumsum(0)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from dsv3.plugin import DType, Feature, Kernel, Scheme
+from dsv3.plugin import AtLeast, DType, Feature, Kernel, Scheme
 
 _REAL = ("float32", "bfloat16")
 _CACHE = DType("cache", *_REAL, "float8_e4m3fn")
 _HALF = Feature("half")
-_SCHEMES = ("none", "fp8-w8a16", "int8-w8a16", "int4-w4a16")
+_SCHEMES = ("none", "fp8-w8a16", "int8-w8a16", "int4-w4a16", "int8-w8a8")
+_MANY = 17  # rows from which a weight is decoded once, and multiplied by torch
 
 
 def kernels() -> list[Kernel]:
@@ -32,6 +33,8 @@ def _pointwise() -> list[Kernel]:
         _kernel("embedding", "torch", "dsv3.ops.embedding:embedding", DType("table", *_REAL), numerics="exact", **alike),
         *(_kernel(op, "rows", f"pointwise:{op}", DType("x", *_REAL), **alike)
           for op in ("rms_norm", "add_rms_norm", "silu_mul", "apply_rope")),
+        _kernel("quant_int8", "rows", "int8:quant_int8", DType("x", *_REAL), **alike),
+        _kernel("gumbel_argmax", "chunks", "sampling:gumbel_argmax", DType("logits", *_REAL), **alike),
     ]  # fmt: skip
 
 
@@ -41,13 +44,30 @@ def _products() -> list[Kernel]:
         _kernel("linear", "rows", "linear:linear", x),
         _kernel("bmm", "torch", "linear:bmm", x),
         _kernel("router_gemm", "rows", "linear:router_gemm", x),
+        _kernel("int8_scaled_mm", "rows", "int8:int8_scaled_mm", DType("out_dtype", *_REAL), batch_invariant=True),
     ]
     for op, where in (("quant_linear", "linear"), ("grouped_linear", "experts"), ("fused_experts", "experts")):
         for scheme in _SCHEMES:
-            half = (_HALF,) if scheme.startswith("fp8") else ()
-            safe = op != "grouped_linear"
-            found.append(_kernel(op, scheme, f"{where}:{op}", x, Scheme(scheme), *half, graph_safe=safe))
+            found += _weights(op, f"{where}:{op}", scheme)
     return found
+
+
+def _weights(op: str, target: str, scheme: str) -> list[Kernel]:
+    """Products through weights of a scheme: in float32, and, for many rows, in bfloat16 where the processor multiplies it."""
+    needs: list[Any] = [Scheme(scheme)]
+    if scheme.startswith("fp8"):
+        needs.append(_HALF)
+    # Offsets are read on the host, which is where they are; a graph could not hold that.
+    claims: dict[str, Any] = {"graph_safe": op == "quant_linear"}
+    whole = scheme == "int8-w8a8" and op != "fused_experts"  # numbers, whose sums are exact
+    plain = _kernel(op, scheme, target, DType("x", *_REAL), *needs, **claims, batch_invariant=whole)
+    if scheme == "int8-w8a8":
+        return [plain]
+    numerics: Any = "f32" if scheme == "none" else "bf16-operand"
+    many = AtLeast("M" if op == "grouped_linear" else "T", _MANY)
+    fast = _kernel(op, f"{scheme}-bf16", f"{target}_bf16", DType("x", "bfloat16"), *needs, many, Feature("bf16_mm"), **claims,
+                   numerics=numerics, priority=1)  # fmt: skip
+    return [plain, fast]
 
 
 def _attention() -> list[Kernel]:
@@ -56,7 +76,9 @@ def _attention() -> list[Kernel]:
         _kernel("mla_decode", "flash", "attention:mla_decode", DType("q_c", *_REAL), _CACHE, _HALF),
         _kernel("mla_prefill", "tiles", "attention:mla_prefill", *real, graph_safe=False),
         _kernel("kv_cache_write", "rows", "cache:kv_cache_write", DType("ckv", *_REAL), _CACHE, _HALF, batch_invariant=True),
-        _kernel("rope_cache_write", "rows", "cache:rope_cache_write", DType("q_pe", *_REAL), _CACHE, _HALF, batch_invariant=True),
+        _kernel(
+            "rope_cache_write", "rows", "cache:rope_cache_write", DType("q_pe", *_REAL), _CACHE, _HALF, batch_invariant=True
+        ),
         _kernel("kv_cache_gather", "rows", "cache:kv_cache_gather", _CACHE, _HALF, batch_invariant=True),
     ]
 

@@ -119,4 +119,3 @@ _one_at_a_time = threading.Lock()
 def kernel(function: Callable[..., Any]) -> Launch:
     """The decorated function of arrays, with `prange` over its outputs, as a kernel."""
     return Launch(function)
-

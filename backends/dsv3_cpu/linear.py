@@ -7,57 +7,68 @@ import torch
 from torch import Tensor
 
 from dsv3.plugin import Prepared
+from dsv3_cpu import int8
 from dsv3_cpu.kernels.grouped import decoded, grouped
-from dsv3_cpu.views import Array, array, made, weight, wide
+from dsv3_cpu.views import FIRST, Array, made, weight, wide
 
 FEW = 16  # rows up to which a weight is decoded row by row, and never kept
-_TILE_NUMBERS = 1 << 21  # float32 numbers of a decoded tile
-_ONE = np.zeros(1, np.int64)
+_TILE_NUMBERS = 1 << 21  # of a decoded tile
 
 
-def rows_product(x: Array, w: Array, s: Array, experts: Array, offsets: Array) -> Tensor:
-    """y [M, N] float32: rows offsets[j] to offsets[j + 1] of x by expert experts[j]; others are not written."""
-    y, out = made((x.shape[0], w.shape[1]))
-    rows_into(out, x, w, s, experts, offsets)
-    return y
+def few_into(y: Array, x: Array, w: Prepared, experts: Array, offsets: Array) -> None:
+    """Rows offsets[j] to offsets[j + 1] of y [M, N]: those of x [M, K] by expert experts[j]; both float32. Other rows of y are
+    not written. Work: every expert's weights once, and again for every four more rows."""
+    values, scales = weight(w)
+    if w.quant == "int8-w8a8":
+        int8.rows_into(y, x, values, scales, experts, offsets)
+        return
+    work = (values.nbytes // max(1, values.shape[0])) * max(experts.shape[0], x.shape[0] // 4)
+    grouped(work, values, scales, experts, offsets, x, y)
 
 
-def rows_into(y: Array, x: Array, w: Array, s: Array, experts: Array, offsets: Array) -> None:
-    """The same into y. Work: every expert's weights once, and again for every four more rows."""
-    work = (w.nbytes // max(1, w.shape[0])) * max(experts.shape[0], x.shape[0] // 4)
-    grouped(work, w, s, experts, offsets, x, y)
-
-
-def tiles_product(x: Tensor, w: Array, s: Array, expert: int, y: Tensor) -> None:
-    """y [T, N] = x [T, K] @ W^T, all float32, over tiles of W decoded to float32."""
-    n, k = w.shape[1], x.shape[1]
+def many_into(y: Tensor, x: Tensor, w: Prepared, expert: int, dtype: torch.dtype) -> None:
+    """y [T, N] = x [T, K] by one expert, over tiles of it decoded to float32, and rounded to dtype, that of the product."""
+    values, scales = weight(w)
+    if w.quant == "int8-w8a8":
+        int8.many_into(y, x, values[expert], scales[expert])
+        return
+    n, k = values.shape[1], x.shape[1]
+    if values.dtype.itemsize * 8 == torch.finfo(dtype).bits:  # stored as it is multiplied
+        stored = w.tensors["weight"]
+        y.copy_(torch.mm(x.to(dtype), (stored[expert] if stored.dim() == 3 else stored).t()))
+        return
+    x = x.to(dtype)
     step = max(16, min(n, _TILE_NUMBERS // max(1, k)))
     tile, numbers = made((step, k))
     for first in range(0, n, step):
         rows = min(step, n - first)
-        decoded(4 * rows * k, w, s, expert, first, numbers[:rows])
-        y[:, first : first + rows] = torch.mm(x, tile[:rows].t())
-
-
-def product(x: Tensor, w: Array, s: Array) -> Tensor:
-    """x [T, K] by the only matrix of w [1, N, ..] -> [T, N] in x.dtype."""
-    t = x.shape[0]
-    if t <= FEW:
-        return rows_product(wide(x), w, s, _ONE, np.array([0, t])).to(x.dtype)
-    y = torch.empty(t, w.shape[1], dtype=torch.float32)
-    tiles_product(x.to(torch.float32), w, s, 0, y)
-    return y.to(x.dtype)
+        decoded(4 * rows * k, values, scales, expert, first, numbers[:rows])
+        y[:, first : first + rows] = torch.mm(x, tile[:rows].to(dtype).t())
 
 
 def quant_linear(x: Tensor, w: Prepared) -> Tensor:
-    if w.quant == "none" and x.dtype == torch.float32 and w.tensors["weight"].dtype == torch.float32:
+    return _product(x, w, torch.float32)
+
+
+def quant_linear_bf16(x: Tensor, w: Prepared) -> Tensor:
+    """Where there are instructions for products of bfloat16."""
+    return _product(x, w, torch.bfloat16)
+
+
+def _product(x: Tensor, w: Prepared, dtype: torch.dtype) -> Tensor:
+    t, n = x.shape[0], w.shape[0]
+    if w.quant == "none" and x.dtype == w.tensors["weight"].dtype == torch.float32:
         return torch.nn.functional.linear(x, w.tensors["weight"])
-    return product(x, *weight(w))
+    y, out = made((t, n))
+    if t <= FEW:
+        few_into(out, wide(x), w, FIRST, np.array([0, t]))
+    else:
+        many_into(y, x, w, 0, dtype)
+    return y.to(x.dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if x.dtype == torch.float32:
-        return torch.nn.functional.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    """The weight in its own dtype, as it is stored; the bias is added before the rounding."""
     y = quant_linear(x.to(torch.float32), Prepared("canonical", "none", tuple(weight.shape), {"weight": weight}))
     return (y if bias is None else y.add_(bias)).to(x.dtype)
 
@@ -69,6 +80,4 @@ def bmm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def router_gemm(x: Tensor, weight: Tensor) -> Tensor:
-    if weight.dtype == torch.float32 or x.shape[0] > FEW:
-        return torch.nn.functional.linear(x.to(torch.float32), weight.to(torch.float32))
-    return rows_product(wide(x), array(weight)[None], np.zeros((1, 1), np.float32), _ONE, np.array([0, x.shape[0]]))
+    return linear(x.to(torch.float32), weight, None)

@@ -1,7 +1,7 @@
 """Tensors as the arrays that kernels take. numba knows neither bfloat16 nor FP8: their bits go in as integers.
 
-bfloat16 is uint16, FP8 e4m3 int8, packed INT4 uint8; INT8 weights are int8 too, and are told from FP8 by their scales, which have
-one axis less.
+bfloat16 is uint16, FP8 e4m3 int8, packed INT4 uint8; INT8 weights are int8 too, and are told from FP8 by their scales, which
+have one axis less.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor
 from dsv3.plugin import LatentCache, Prepared
 
 Array = np.ndarray[Any, Any]
+FIRST = np.zeros(1, np.int64)  # the expert of a weight that has none
 _BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.int8}
 
 

@@ -34,8 +34,10 @@ def score_keys(q, t, h, block, count, scale, scores):
 
 @inner
 def weigh(scores, count, state, n):
-    """Scores of count keys to probabilities relative to the largest so far -> what earlier sums shrink by. state[n]: the largest
-    score, and the sum."""
+    """Scores of count keys to probabilities relative to the largest so far -> what earlier sums shrink by.
+
+    state[n]: the largest score, and the sum.
+    """
     largest = state[n, 0]
     for i in range(count):
         if scores[i] > largest or scores[i] != scores[i]:

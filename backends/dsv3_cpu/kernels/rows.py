@@ -1,8 +1,8 @@
 """One row of a weight of any format: as float32 numbers, or straight into a dot product.
 
-Weights are [E, N, ..], one expert where there are none. Which format it is shows in the types: (int8, scales of three axes) FP8,
-(int8, two) INT8, (uint8, three) INT4, uint16 bfloat16, and float32. Rows are named by their indices, not sliced: a slice costs
-numba more to compile than a loop, and a reference count.
+Weights are [E, N, ..], one expert where there are none. Which format it is shows in the types: (int8, scales of three axes) is
+FP8, (int8, two) INT8, (uint8, three) INT4, uint16 bfloat16, and float32 itself. Rows are named by their indices, not sliced: a
+slice costs numba more to compile than a loop, and a reference count.
 """
 
 from __future__ import annotations
