@@ -25,7 +25,7 @@ _SUMS = frozenset({"reassoc", "contract", "arcp"})
 config: Any = _config
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
 # Bytes read, or their equivalent in arithmetic, from which threads pay.
-_WORTH_THREADS = 1 << 18
+_WORTH_THREADS = 1 << 20
 
 
 @functools.cache

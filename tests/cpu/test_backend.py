@@ -134,7 +134,8 @@ def test_attention_does_not_depend_on_the_number_of_threads(threads, monkeypatch
         found.append(
             attention.mla_decode(
                 q_c=torch.ones(3, 8, 32), q_pe=torch.ones(3, 8, 8), cache=cache,
-                block_table=torch.tensor([[3, 1, 5], [0, 2, 4]]), seq_lens=torch.tensor([40, 17]), cu_q=torch.tensor([0, 2, 3]), max_q=2, max_k=40, scale=0.1, start=0,
+                block_table=torch.tensor([[3, 1, 5], [0, 2, 4]]), seq_lens=torch.tensor([40, 17]),
+                cu_q=torch.tensor([0, 2, 3]), max_q=2, max_k=40, scale=0.1, start=0,
             )
         )  # fmt: skip
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
