@@ -42,7 +42,7 @@ def _products() -> list[Kernel]:
     x = DType("x", *_REAL)
     found = [
         _kernel("linear", "rows", "linear:linear", x),
-        _kernel("bmm", "torch", "linear:bmm", x),
+        _kernel("bmm", "heads", "linear:bmm", x),
         _kernel("router_gemm", "rows", "linear:router_gemm", x),
         _kernel("int8_scaled_mm", "rows", "int8:int8_scaled_mm", DType("out_dtype", *_REAL), batch_invariant=True),
     ]

@@ -8,16 +8,18 @@ from torch import Tensor
 
 from dsv3.plugin import Prepared
 from dsv3_cpu import int8
-from dsv3_cpu.kernels.grouped import decoded, grouped
-from dsv3_cpu.views import FIRST, Array, made, weight, wide
+from dsv3_cpu.kernels.grouped import decoded, grouped, heads
+from dsv3_cpu.views import FIRST, Array, array, flat, made, weight
 
 FEW = 16  # rows up to which a weight is decoded row by row, and never kept
 _TILE_NUMBERS = 1 << 21  # of a decoded tile
 
 
 def few_into(y: Array, x: Array, w: Prepared, experts: Array, offsets: Array) -> None:
-    """Rows offsets[j] to offsets[j + 1] of y [M, N]: those of x [M, K] by expert experts[j]; both float32. Other rows of y are
-    not written. Work: every expert's weights once, and again for every four more rows."""
+    """Rows offsets[j] to offsets[j + 1] of y [M, N]: those of x [M, K] by expert experts[j]; both float32 or both bfloat16.
+
+    Other rows of y are not written. Work: every expert's weights once, and again for every four more rows.
+    """
     values, scales = weight(w)
     if w.quant == "int8-w8a8":
         int8.rows_into(y, x, values, scales, experts, offsets)
@@ -56,27 +58,35 @@ def quant_linear_bf16(x: Tensor, w: Prepared) -> Tensor:
 
 
 def _product(x: Tensor, w: Prepared, dtype: torch.dtype) -> Tensor:
-    t, n = x.shape[0], w.shape[0]
+    t = x.shape[0]
     if w.quant == "none" and x.dtype == w.tensors["weight"].dtype == torch.float32:
         return torch.nn.functional.linear(x, w.tensors["weight"])
-    y, out = made((t, n))
     if t <= FEW:
-        few_into(out, wide(x), w, FIRST, np.array([0, t]))
-    else:
-        many_into(y, x, w, 0, dtype)
+        y, out = made((t, w.shape[0]), x.dtype)
+        few_into(out, array(x), w, FIRST, np.array([0, t]))
+        return y
+    y = torch.empty(t, w.shape[0])
+    many_into(y, x, w, 0, dtype)
     return y.to(x.dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """The weight in its own dtype, as it is stored; the bias is added before the rounding."""
-    y = quant_linear(x.to(torch.float32), Prepared("canonical", "none", tuple(weight.shape), {"weight": weight}))
-    return (y if bias is None else y.add_(bias)).to(x.dtype)
+    """The weight in its own dtype, as it is stored; a bias is added before the rounding."""
+    w = Prepared("canonical", "none", tuple(weight.shape), {"weight": weight})
+    if bias is None:
+        return quant_linear(x, w)
+    return quant_linear(x.to(torch.float32), w).add_(bias).to(x.dtype)
 
 
 def bmm(x: Tensor, weight: Tensor) -> Tensor:
-    """torch's own in float32: weights are absorbed ones, small and strided."""
-    y = torch.bmm(x.transpose(0, 1).to(torch.float32), weight.to(torch.float32))
-    return y.transpose(0, 1).to(x.dtype).contiguous()
+    """Few rows where the absorbed weights lie, as they lie; many by torch, in float32."""
+    unit = [n for n in (1, 2) if weight.stride(n) == 1]
+    if x.shape[0] <= FEW and unit and weight.numel():
+        y, out = made((x.shape[0], weight.shape[0], weight.shape[2]), x.dtype)
+        heads(weight.numel() * weight.element_size(), array(x), flat(weight), *weight.stride(), out)
+        return y
+    product = torch.bmm(x.transpose(0, 1).to(torch.float32), weight.to(torch.float32))
+    return product.transpose(0, 1).to(x.dtype).contiguous()
 
 
 def router_gemm(x: Tensor, weight: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import numpy as np
 from numba import prange
 
 from dsv3_cpu.compile import kernel
+from dsv3_cpu.kernels.numbers import put, widen
 
 
 @kernel
@@ -45,14 +46,16 @@ def spread(ids, x, place, starts, experts, offsets, rows):
 
 @kernel
 def combine(y, place, weights, out):
-    """out[t] = sum over j of weights[t, j] * y[its row], in the order of j; pairs without a row are ignored."""
+    """out[t] = sum over j of weights[t, j] * y[its row], in float32, in the order of j, rounded once; pairs without a row are
+    ignored."""
     k = weights.shape[1]
     for t in prange(out.shape[0]):
-        for i in range(out.shape[1]):
-            out[t, i] = 0
+        total = np.zeros(out.shape[1], np.float32)
         for j in range(k):
             row = place[t * k + j]
             if row >= 0:
                 factor = weights[t, j]
                 for i in range(out.shape[1]):
-                    out[t, i] += factor * y[row, i]
+                    total[i] += factor * widen(y[row, i])
+        for i in range(out.shape[1]):
+            put(out, (t, i), total[i])

@@ -7,7 +7,7 @@ from numba import prange
 
 from dsv3_cpu.compile import inner, kernel, strict
 from dsv3_cpu.kernels.grouped import TILE
-from dsv3_cpu.kernels.numbers import widen
+from dsv3_cpu.kernels.numbers import put, widen
 
 
 @strict
@@ -71,4 +71,4 @@ def grouped_int8(w, s, experts, offsets, a, a_scale, sums, y):
                 for i in range(offsets[j], offsets[j + 1], 4):
                     sum4(a, w, e, n, i, min(4, offsets[j + 1] - i), sums)
             for i in range(offsets[j], offsets[j + 1]):
-                y[i, n] = (np.float32(sums[i, n]) * a_scale[i, 0]) * s[e, n]
+                put(y, (i, n), (np.float32(sums[i, n]) * a_scale[i, 0]) * s[e, n])

@@ -11,7 +11,7 @@ import numpy as np
 from numba.core import types
 
 from dsv3_cpu.compile import inner, overloads
-from dsv3_cpu.kernels.numbers import fp8, widen
+from dsv3_cpu.kernels.numbers import fp8, put, widen
 
 _UNDO = np.float32(256)  # of numbers.fp8
 GROUP = 128
@@ -70,19 +70,19 @@ def _fold(w, s, e, n, x, i, out):
         for g in range(s.shape[2]):
             factor = s[e, n >> 7, g] * _UNDO
             for k in range(g * GROUP, min((g + 1) * GROUP, x.shape[1])):
-                out[k] = x[i, k] * factor
+                out[k] = widen(x[i, k]) * factor
 
     def halves(w, s, e, n, x, i, out):
         half = w.shape[2]
         out[2 * half - 1] = 0
         for j in range(half):
-            out[j] = x[i, 2 * j]
+            out[j] = widen(x[i, 2 * j])
         for j in range(x.shape[1] // 2):
-            out[half + j] = x[i, 2 * j + 1]
+            out[half + j] = widen(x[i, 2 * j + 1])
 
     def same(w, s, e, n, x, i, out):
         for k in range(x.shape[1]):
-            out[k] = x[i, k]
+            out[k] = widen(x[i, k])
 
     return {"fp8": blocks, "int4": halves}.get(kind(w, s), same)
 
@@ -125,8 +125,8 @@ def _dot_row(w, s, e, n, x):
 
 
 @inner
-def dot4(a, x, i, rows, y, n):
-    """y[i + j, n] = a[0] . x[i + j] for j below rows, at most 4; a float32 [1, K]."""
+def dot4(a, x, i, rows, y, start, n):
+    """y[start + i + j, n] = a[0] . x[i + j] for j below rows, at most 4; a float32 [1, K], x float32."""
     p, q, r, s = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     # Rows past the last are read as the last: one loop for every count.
     i1, i2, i3 = i + min(1, rows - 1), i + min(2, rows - 1), i + min(3, rows - 1)
@@ -136,7 +136,7 @@ def dot4(a, x, i, rows, y, n):
         q += v * x[i1, k]
         r += v * x[i2, k]
         s += v * x[i3, k]
-    y[i, n] = p
-    y[i1, n] = q
-    y[i2, n] = r
-    y[i3, n] = s
+    put(y, (start + i, n), p)
+    put(y, (start + i1, n), q)
+    put(y, (start + i2, n), r)
+    put(y, (start + i3, n), s)
