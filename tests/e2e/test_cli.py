@@ -36,7 +36,7 @@ def test_run_tells_the_story_of_the_library() -> None:
     assert done.returncode == 0
     assert done.stdout == dsv3.load("demo").generate("Once upon a time", max_new_tokens=20).text + "\n"
     first, *_, last = done.stderr.strip().splitlines()
-    assert first.startswith("dsv3: demo on reference, cpu")
+    assert first.startswith("dsv3: demo on cpu, cpu")
     assert "time to first token" in last and "tokens/s" in last
 
 
@@ -147,11 +147,11 @@ def test_probe_doctor_and_explain_print(capsys: pytest.CaptureFixture[str]) -> N
     code, out, _ = call(capsys, "explain")
     assert code == 0 and all(word in out for word in ("mla_prolog", "parts(", "reference.torch"))
     code, out, _ = call(capsys, "explain", "mla_decode", "--model", "671B", "--tokens", "4")
-    assert code == 0 and "reference.torch" in out and "62 sites" in out
+    assert code == 0 and "cpu.flash" in out and "62 sites" in out
     code, out, _ = call(capsys, "explain", "act_quant")
     assert code == 0 and "does not call act_quant on its own; kernels for it: reference.torch" in out
     code, out, _ = call(capsys, "explain", "moe", "--json")
-    assert json.loads(out)["choices"][0]["parts"]["silu_mul"] == "reference.torch"
+    assert json.loads(out)["choices"][0]["parts"]["silu_mul"] == "cpu.rows"
 
 
 def test_a_conversation_with_commands() -> None:

@@ -47,7 +47,7 @@ def test_another_abi_is_listed_as_incompatible_and_not_imported(install: Install
 def test_an_import_error_is_passed_over_by_auto_and_raised_if_requested(text: str, cause: str, install: Install) -> None:
     install("broken", text)
     model = dsv3.load("demo")
-    assert model.placement().backend == "reference"
+    assert model.placement().backend == "cpu"
     assert any("broken" in note and cause in note for note in model.placement().notes)
     with pytest.raises(dsv3.BackendUnavailable) as caught:
         dsv3.load("demo", backend="broken")
@@ -71,7 +71,7 @@ def test_a_bad_registration_rejects_the_plugin_with_the_nearest_operator(install
     install("acme", source("Kernel('silu_mul', 'right', T + 'silu_mul'), Kernel('rms_nrom', 'k', T + 'rms_norm')"))
     with pytest.raises(dsv3.BackendUnavailable, match="unknown operator 'rms_nrom'; did you mean 'rms_norm'"):
         load()
-    assert dsv3.load("demo").placement().backend == "reference"
+    assert dsv3.load("demo").placement().backend == "cpu"
 
 
 # -- probe() raises, or takes longer than 2 s

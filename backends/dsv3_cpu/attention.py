@@ -1,0 +1,85 @@
+"""Attention: absorbed over the latent cache by a kernel of our own, over expanded keys in tiles of torch's products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsv3.plugin import LatentCache
+from dsv3_cpu.kernels.decode import absorbed
+from dsv3_cpu.views import array, indices, planes
+
+_MOST_SCORES = 1 << 21  # of one tile, all heads
+_MOST_GROUP = 16
+
+
+def mla_decode(
+    q_c: Tensor,
+    q_pe: Tensor,
+    cache: LatentCache,
+    block_table: Tensor,
+    seq_lens: Tensor,
+    cu_q: Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    start: int,
+) -> tuple[Tensor, Tensor]:
+    tokens, heads, rank = q_c.shape
+    q = torch.cat((q_c, q_pe), dim=-1).to(torch.float32)
+    o = torch.zeros(tokens, heads, rank)
+    lse = torch.full((heads, tokens), float("-inf"))
+    sequences = seq_lens.shape[0]
+    group = max(1, min(_MOST_GROUP, sequences * heads // (4 * torch.get_num_threads())))
+    work = tokens * heads * max_k * 2 * (rank + q_pe.shape[2])
+    absorbed(
+        work, array(q), indices(block_table), indices(seq_lens), indices(cu_q), scale, start, cache.ckv.shape[1], group,
+        *planes(cache), array(o), array(lse),
+    )  # fmt: skip
+    return o.to(q_c.dtype), lse
+
+
+def mla_prefill(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    o = torch.zeros(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype)
+    lse = torch.full((q.shape[1], q.shape[0]), float("-inf"))
+    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
+    for s in range(len(bounds_q) - 1):
+        rows, keys = slice(*bounds_q[s : s + 2]), slice(*bounds_k[s : s + 2])
+        qs, ks, vs = (t.to(torch.float32).transpose(0, 1) for t in (q[rows], k[keys], v[keys]))
+        if qs.shape[1] and ks.shape[1]:
+            _sequence(qs, ks, vs, scale, causal, o[rows], lse[:, rows])
+    return o, lse
+
+
+def _sequence(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, o: Tensor, lse: Tensor) -> None:
+    """q [Nh, n, D], k [Nh, m, D], v [Nh, m, Dv] float32, into o [n, Nh, Dv] and lse [Nh, n], some queries at a time over the
+    keys that the last of them sees."""
+    heads, n = q.shape[:2]
+    m = k.shape[1]
+    # A value that a query must not see may be NaN, and 0 * NaN is NaN: then one query at a time, over just its own keys.
+    clean = not causal or bool(torch.isfinite(v).all())
+    step = max(1, _MOST_SCORES // (heads * m)) if clean else 1
+    for first in range(0, n, step):
+        last = min(n, first + step)
+        seen = m - n + last if causal else m
+        if seen <= 0:
+            continue
+        scores = torch.matmul(q[:, first:last], k[:, :seen].transpose(1, 2)).mul_(scale)
+        if causal and last - first > 1:
+            limit = torch.arange(first, last)[:, None] + (m - n)
+            scores.masked_fill_(torch.arange(seen)[None] > limit, float("-inf"))
+        sums = torch.logsumexp(scores, dim=-1)
+        shift = torch.where(torch.isneginf(sums), torch.zeros_like(sums), sums)
+        p = scores.sub_(shift[..., None]).exp_()
+        o[first:last] = torch.matmul(p, v[:, :seen]).transpose(0, 1).to(o.dtype)
+        lse[:, first:last] = sums

@@ -1,0 +1,42 @@
+"""The latent cache: writing, rotating on the way in, gathering."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dsv3.plugin import LatentCache
+from dsv3_cpu.kernels.latent import gather, store
+from dsv3_cpu.pointwise import apply_rope
+from dsv3_cpu.views import array, indices, planes
+
+
+def kv_cache_write(ckv: Tensor, kpe: Tensor, slots: Tensor, cache: LatentCache) -> None:
+    latents = array(ckv)
+    store(4 * latents.nbytes, latents, array(kpe), indices(slots), cache.ckv.shape[1], *planes(cache))
+
+
+def rope_cache_write(
+    q_pe: Tensor,
+    kpe: Tensor,
+    ckv: Tensor,
+    positions: Tensor,
+    cos_sin: Tensor,
+    slots: Tensor,
+    cache: LatentCache,
+    interleaved: bool,
+) -> Tensor:
+    key = apply_rope(kpe.unsqueeze(1), positions, cos_sin, interleaved)
+    kv_cache_write(ckv, key.squeeze(1), slots, cache)
+    return apply_rope(q_pe, positions, cos_sin, interleaved)
+
+
+def kv_cache_gather(cache: LatentCache, block_table: Tensor, seq_lens: Tensor, total: int, start: int) -> tuple[Tensor, Tensor]:
+    ckv, kpe = torch.empty(total, cache.ckv.shape[2]), torch.empty(total, cache.kpe.shape[2])
+    if total:
+        ends = (seq_lens.to(torch.int64) - start).clamp_min(0).cumsum(0)
+        gather(
+            4 * ckv.numel(), indices(block_table), indices(seq_lens), array(ends), start, cache.ckv.shape[1], *planes(cache),
+            array(ckv), array(kpe),
+        )  # fmt: skip
+    return ckv.to(cache.kpe.dtype), kpe.to(cache.kpe.dtype)

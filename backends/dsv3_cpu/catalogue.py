@@ -1,0 +1,92 @@
+"""What the backend claims, as metadata; imports neither torch nor numba.
+
+Kernels named "torch" are torch's own operators in float32. Few rows and many take different ways, so nothing that has both
+claims that a row's bits do not depend on its neighbours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dsv3.plugin import AtLeast, DType, Feature, Kernel, Scheme
+
+_REAL = ("float32", "bfloat16")
+_CACHE = DType("cache", *_REAL, "float8_e4m3fn")
+_HALF = Feature("half")
+_SCHEMES = ("none", "fp8-w8a16", "int8-w8a16", "int4-w4a16", "int8-w8a8")
+_MANY = 17  # rows from which a weight is decoded once, and multiplied by torch
+
+
+def kernels() -> list[Kernel]:
+    """All kernels: each says what it needs."""
+    return [*_pointwise(), *_products(), *_attention(), *_routing()]
+
+
+def _kernel(op: str, name: str, target: str, *needs: Any, **claims: Any) -> Kernel:
+    where = target if target.startswith("dsv3.") else f"dsv3_cpu.{target}"
+    return Kernel(op, name, where, needs=needs, **claims)
+
+
+def _pointwise() -> list[Kernel]:
+    alike: dict[str, Any] = {"batch_invariant": True}
+    return [
+        _kernel("embedding", "torch", "dsv3.ops.embedding:embedding", DType("table", *_REAL), numerics="exact", **alike),
+        *(_kernel(op, "rows", f"pointwise:{op}", DType("x", *_REAL), **alike)
+          for op in ("rms_norm", "add_rms_norm", "silu_mul", "apply_rope")),
+        _kernel("quant_int8", "rows", "int8:quant_int8", DType("x", *_REAL), **alike),
+        _kernel("gumbel_argmax", "chunks", "sampling:gumbel_argmax", DType("logits", *_REAL), **alike),
+    ]  # fmt: skip
+
+
+def _products() -> list[Kernel]:
+    x = DType("x", *_REAL)
+    found = [
+        _kernel("linear", "rows", "linear:linear", x),
+        _kernel("bmm", "heads", "linear:bmm", x),
+        _kernel("router_gemm", "rows", "linear:router_gemm", x),
+        _kernel("int8_scaled_mm", "rows", "int8:int8_scaled_mm", DType("out_dtype", *_REAL), batch_invariant=True),
+    ]
+    for op, where in (("quant_linear", "linear"), ("grouped_linear", "experts"), ("fused_experts", "experts")):
+        for scheme in _SCHEMES:
+            found += _weights(op, f"{where}:{op}", scheme)
+    return found
+
+
+def _weights(op: str, target: str, scheme: str) -> list[Kernel]:
+    """Products through weights of a scheme: in float32, and, for many rows, in bfloat16 where the processor multiplies it."""
+    needs: list[Any] = [Scheme(scheme)]
+    if scheme.startswith("fp8"):
+        needs.append(_HALF)
+    # Offsets are read on the host, which is where they are; a graph could not hold that.
+    claims: dict[str, Any] = {"graph_safe": op == "quant_linear"}
+    whole = scheme == "int8-w8a8" and op != "fused_experts"  # numbers, whose sums are exact
+    plain = _kernel(op, scheme, target, DType("x", *_REAL), *needs, **claims, batch_invariant=whole)
+    if scheme == "int8-w8a8":
+        return [plain]
+    numerics: Any = "f32" if scheme == "none" else "bf16-operand"
+    many = AtLeast("M" if op == "grouped_linear" else "T", _MANY)
+    fast = _kernel(op, f"{scheme}-bf16", f"{target}_bf16", DType("x", "bfloat16"), *needs, many, Feature("bf16_mm"), **claims,
+                   numerics=numerics, priority=1)  # fmt: skip
+    return [plain, fast]
+
+
+def _attention() -> list[Kernel]:
+    real = [DType(name, *_REAL) for name in ("q", "k", "v")]
+    return [
+        _kernel("mla_decode", "flash", "attention:mla_decode", DType("q_c", *_REAL), _CACHE, _HALF),
+        _kernel("mla_prefill", "tiles", "attention:mla_prefill", *real, graph_safe=False),
+        _kernel("kv_cache_write", "rows", "cache:kv_cache_write", DType("ckv", *_REAL), _CACHE, _HALF, batch_invariant=True),
+        _kernel(
+            "rope_cache_write", "rows", "cache:rope_cache_write", DType("q_pe", *_REAL), _CACHE, _HALF, batch_invariant=True
+        ),
+        _kernel("kv_cache_gather", "rows", "cache:kv_cache_gather", _CACHE, _HALF, batch_invariant=True),
+    ]
+
+
+def _routing() -> list[Kernel]:
+    return [
+        _kernel("grouped_topk", "rows", "routing:grouped_topk", DType("logits", "float32"), batch_invariant=True),
+        _kernel("route", "rows", "routing:route", DType("x", *_REAL)),
+        _kernel("moe_permute", "torch", "dsv3.ops.experts:moe_permute"),
+        _kernel("moe_combine", "torch", "dsv3.ops.experts:moe_combine", DType("y", *_REAL), batch_invariant=True),
+    ]

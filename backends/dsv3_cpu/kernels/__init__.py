@@ -1,0 +1,1 @@
+"""What numba compiles: functions of arrays, without torch."""
