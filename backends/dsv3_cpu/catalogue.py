@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dsv3.plugin import AtLeast, DType, Feature, Kernel, Scheme
+from dsv3.plugin import AtLeast, AtMost, DType, Feature, Kernel, Scheme
 
 _REAL = ("float32", "bfloat16")
 _CACHE = DType("cache", *_REAL, "float8_e4m3fn")
@@ -46,27 +46,39 @@ def _products() -> list[Kernel]:
         _kernel("router_gemm", "rows", "linear:router_gemm", x),
         _kernel("int8_scaled_mm", "rows", "int8:int8_scaled_mm", DType("out_dtype", *_REAL), batch_invariant=True),
     ]
-    for op, where in (("quant_linear", "linear"), ("grouped_linear", "experts"), ("fused_experts", "experts")):
-        for scheme in _SCHEMES:
-            found += _weights(op, f"{where}:{op}", scheme)
+    for scheme in _SCHEMES:
+        needs = [x, Scheme(scheme), *([_HALF] if scheme.startswith("fp8") else [])]
+        found += _by_rows("quant_linear", "linear:quant_linear", scheme, needs)
+        found += _by_rows("fused_experts", "experts:fused_experts", scheme, needs)
+        found += _dense("grouped_linear", scheme, "experts:grouped_linear", "M", needs)
+        if scheme != "int8-w8a8":
+            found.append(_kernel("moe", f"{scheme}-few", "experts:moe_few", *needs, AtMost("T", _MANY - 1), **_ON_HOST))
     return found
 
 
-def _weights(op: str, target: str, scheme: str) -> list[Kernel]:
-    """Products through weights of a scheme: in float32, and, for many rows, in bfloat16 where the processor multiplies it."""
-    needs: list[Any] = [Scheme(scheme)]
-    if scheme.startswith("fp8"):
-        needs.append(_HALF)
-    # Offsets are read on the host, which is where they are; a graph could not hold that.
-    claims: dict[str, Any] = {"graph_safe": op == "quant_linear"}
-    whole = scheme == "int8-w8a8" and op != "fused_experts"  # numbers, whose sums are exact
-    plain = _kernel(op, scheme, target, DType("x", *_REAL), *needs, **claims, batch_invariant=whole)
-    if scheme == "int8-w8a8":
+# Offsets are read on the host, which is where they are; a graph could not hold that.
+_ON_HOST: dict[str, Any] = {"graph_safe": False}
+
+
+def _by_rows(op: str, target: str, scheme: str, needs: list[Any]) -> list[Kernel]:
+    """Few rows by decoding weights in registers, where a row's bits do not depend on its neighbours; many by torch's products."""
+    if scheme == "int8-w8a8" and op == "fused_experts":  # one rounding of its inputs; the parts do the same
+        return []
+    few = _kernel(op, f"{scheme}-few", f"{target}_few", *needs, AtMost("T", _MANY - 1), batch_invariant=True)
+    return [few, *_dense(op, f"{scheme}", f"{target}_many", "T", needs)]
+
+
+def _dense(op: str, scheme: str, target: str, rows: str, needs: list[Any]) -> list[Kernel]:
+    """Products in float32, and, for many rows, in bfloat16 where the processor multiplies it."""
+    claims = {} if op == "quant_linear" else _ON_HOST
+    exact = scheme == "int8-w8a8"  # sums of whole numbers
+    many = [AtLeast("T", _MANY)] if target.endswith("_many") else []
+    plain = _kernel(op, f"{scheme}-many" if many else scheme, target, *needs, *many, **claims, batch_invariant=exact)
+    if exact:
         return [plain]
     numerics: Any = "f32" if scheme == "none" else "bf16-operand"
-    many = AtLeast("M" if op == "grouped_linear" else "T", _MANY)
-    fast = _kernel(op, f"{scheme}-bf16", f"{target}_bf16", DType("x", "bfloat16"), *needs, many, Feature("bf16_mm"), **claims,
-                   numerics=numerics, priority=1)  # fmt: skip
+    fast = _kernel(op, f"{scheme}-bf16", f"{target.removesuffix('_many')}_bf16", DType("x", "bfloat16"), *needs[1:],
+                   AtLeast(rows, _MANY), Feature("bf16_mm"), **claims, numerics=numerics, priority=1)  # fmt: skip
     return [plain, fast]
 
 

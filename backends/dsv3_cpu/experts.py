@@ -1,6 +1,11 @@
-"""The mixture of experts: few tokens by one kernel per step over all experts, many sorted and multiplied expert by expert."""
+"""The mixture of experts: few tokens by one kernel for the whole layer, many sorted and multiplied expert by expert."""
 
 from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,11 +13,17 @@ from torch import Tensor
 
 from dsv3 import ops
 from dsv3.plugin import Prepared
-from dsv3_cpu.kernels.experts import combine, spread
-from dsv3_cpu.kernels.pointwise import silu_mul
+from dsv3_cpu import int8
+from dsv3_cpu.kernels import experts as kernels
 from dsv3_cpu.linear import FEW, few_into, many_into
-from dsv3_cpu.pointwise import ACTIVATION
-from dsv3_cpu.views import Array, array, indices, made, wide
+from dsv3_cpu.programs import Kernel, float_word, words_of
+from dsv3_cpu.routing import GROUP_SCORES, SCORES
+from dsv3_cpu.team import crew_size, run
+from dsv3_cpu.views import Array, Weight, array, dense, kept, remembered, tensor_weight, weight
+
+_NOWHERE = np.empty(0, np.int32)  # the expert map where all experts are here
+_NOWHERE_WORDS = words_of(_NOWHERE)
+_CODES = {torch.float32: "f4", torch.bfloat16: "u2"}
 
 
 def grouped_linear(x: Tensor, w: Prepared, offsets: Tensor) -> Tensor:
@@ -24,13 +35,13 @@ def grouped_linear_bf16(x: Tensor, w: Prepared, offsets: Tensor) -> Tensor:
     return _grouped(x.to(torch.float32), w, offsets, torch.bfloat16).to(x.dtype)
 
 
-def fused_experts(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
-    return _fused(x, weights, ids, w13, w2, torch.float32)
+def fused_experts_many(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
+    return _sorted(x, weights, ids, w13, w2, torch.float32)
 
 
 def fused_experts_bf16(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
     """Where there are instructions for products of bfloat16."""
-    return _fused(x, weights, ids, w13, w2, torch.bfloat16)
+    return _sorted(x, weights, ids, w13, w2, torch.bfloat16)
 
 
 def _grouped(x: Tensor, w: Prepared, offsets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -41,8 +52,8 @@ def _grouped(x: Tensor, w: Prepared, offsets: Tensor, dtype: torch.dtype) -> Ten
     few = np.flatnonzero((counts > 0) & (counts <= FEW))
     if few.size:
         place = torch.from_numpy(np.concatenate([np.arange(bounds[e], bounds[e + 1]) for e in few]))
-        part, out = made((place.shape[0], w.shape[1]), torch.float32)
-        few_into(out, array(x[place]), w, few, np.concatenate([[0], np.cumsum(counts[few])]))
+        part, rows, ends = torch.empty(place.shape[0], w.shape[1]), x[place], np.concatenate([[0], np.cumsum(counts[few])])
+        (int8.rows_into if w.quant == "int8-w8a8" else few_into)(part, rows, weight(w), few, ends)
         y[place] = part
     for e in np.flatnonzero(counts > FEW).tolist():
         rows = slice(bounds[e], bounds[e + 1])
@@ -50,9 +61,7 @@ def _grouped(x: Tensor, w: Prepared, offsets: Tensor, dtype: torch.dtype) -> Ten
     return y
 
 
-def _fused(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared, dtype: torch.dtype) -> Tensor:
-    if x.shape[0] <= FEW:
-        return _few(x, wide(weights), indices(ids), w13, w2)
+def _sorted(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared, dtype: torch.dtype) -> Tensor:
     perm, offsets = ops.moe_permute(ids=ids, n_experts=w13.shape[0])
     token = torch.div(perm.clamp_min(0), ids.shape[1], rounding_mode="floor")
     gate, up = _grouped(x.index_select(0, token).to(torch.float32), w13, offsets, dtype).chunk(2, dim=-1)
@@ -60,21 +69,148 @@ def _fused(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared,
     return ops.moe_combine(y=y, perm=perm, weights=weights).to(x.dtype)
 
 
-def _few(x: Tensor, weights: Array, ids: Array, w13: Prepared, w2: Prepared) -> Tensor:
-    """All experts of a few tokens: sort, both products over all of them, sum. Between them everything is in x.dtype."""
-    tokens = array(x)
-    pairs, width, dtype = ids.size, w13.shape[1], tokens.dtype
-    place, rows = np.empty(pairs, np.int64), np.empty((pairs, x.shape[1]), dtype)
-    experts, offsets = np.empty(pairs, np.int64), np.empty(pairs + 1, np.int64)
-    used = spread(0, ids, tokens, place, np.empty(w13.shape[0], np.int64), experts, offsets, rows)
-    experts, offsets = experts[:used], offsets[: used + 1]
-    # Rows of pairs whose expert is elsewhere come last, and are left out.
-    total = int(offsets[used])
-    h, gated = np.empty((total, width), dtype), np.empty((total, width // 2), dtype)
-    few_into(h, rows[:total], w13, experts, offsets)
-    silu_mul(ACTIVATION * h.nbytes, h, gated)
-    y = np.empty((total, x.shape[1]), dtype)
-    few_into(y, gated, w2, experts, offsets)
-    out, sums = made((x.shape[0], x.shape[1]), x.dtype)
-    combine(4 * y.nbytes, y, place, weights, sums)
-    return out
+def fused_experts_few(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
+    """At most FEW tokens."""
+    x, layer = dense(x), _layer(w13, w2, None, None)
+    space = layer.space(x.shape[0], ids.shape[1])
+    y = torch.empty_like(x)
+    routed = (array(weights.to(torch.float32)), array(ids.to(torch.int32)), _NOWHERE)
+    layer.run(kernels.fused, space, x, words_of(*routed), y, (), "")
+    return y
+
+
+def moe_few(
+    x: Tensor,
+    gate: Tensor,
+    bias: Tensor | None,
+    w13: Prepared,
+    w2: Prepared,
+    shared13: Prepared | None,
+    shared2: Prepared | None,
+    n_group: int,
+    topk_group: int,
+    topk: int,
+    score: str,
+    group_score: str,
+    renormalize: bool,
+    scale: float,
+    expert_map: Tensor | None,
+) -> Tensor:
+    """At most FEW tokens."""
+    x, layer, router = dense(x), _layer(w13, w2, shared13, shared2), tensor_weight(gate)
+    space = layer.space(x.shape[0], topk)
+    routing = layer.routing(x.shape[0], topk, gate.shape[0], router.padded(x.shape[1]))
+    added = _zeros(gate.shape[0]) if bias is None else kept(bias)
+    local = () if expert_map is None else words_of(array(expert_map.to(torch.int32)))
+    y = torch.empty_like(x)
+    more = (
+        *router.words, added.ctypes.data, added.shape[0], *routing.more, n_group, topk_group, SCORES[score],
+        GROUP_SCORES[group_score], int(renormalize), float_word(float(scale)),
+    )  # fmt: skip
+    routed = (*routing.words, *(local or _NOWHERE_WORDS))
+    layer.run(kernels.layer, space, x, routed, y, more, f",{router.signature},f4:1,f4:2,f4:2,i,i,i,i,i,f")
+    return y
+
+
+@functools.lru_cache(64)
+def _zeros(size: int) -> Array:
+    return np.zeros(size, np.float32)
+
+
+class _Space:
+    """Scratch of a call, and its words."""
+
+    def __init__(self, *arrays: Array) -> None:
+        self.arrays = arrays
+        self.words = words_of(*arrays)
+        self.more: tuple[int, ...] = ()
+
+
+class _Layer:
+    """The weights of a layer's experts as a kernel takes them, and scratch for every number of tokens that there was."""
+
+    def __init__(self, w13: Weight, w2: Weight, shared13: Weight | None, shared2: Weight | None) -> None:
+        self.w13, self.w2 = w13, w2
+        self.shared13 = shared13 or w13.nothing()
+        self.shared2 = shared2 or w2.nothing()
+        weights = (w13, w2, self.shared13, self.shared2)
+        self.words = tuple(word for w in weights for word in w.words)
+        self.signature = ",".join(w.signature for w in weights)
+        self.programs: dict[Any, int] = {}
+        self.kept = threading.local()  # two threads of Python may run one layer
+
+    def space(self, tokens: int, k: int) -> _Space:
+        """pairs, factor; arranged tokens; hidden numbers."""
+
+        def make() -> _Space:
+            width, half = self.w13.columns, self.w13.rows // 2
+            return _Space(
+                np.empty((3, tokens * k + 1), np.int64), np.empty(tokens * k, np.float32),
+                np.empty((tokens, self.w13.padded(width)), np.float32),
+                np.empty((tokens, self.shared13.padded(width) if self.shared13.rows else 0), np.float32),
+                np.empty((tokens * k, self.w2.padded(half)), np.float32),
+                np.empty((tokens, self.shared2.padded(self.shared13.rows // 2)), np.float32),
+            )  # fmt: skip
+
+        return self._made(("space", tokens, k), make)
+
+    def routing(self, tokens: int, k: int, experts: int, width: int) -> _Space:
+        """weights and ids; more: logits and the tokens arranged for the router."""
+
+        def make() -> _Space:
+            found = _Space(np.empty((tokens, k), np.float32), np.empty((tokens, k), np.int32))
+            more = (np.empty((tokens, experts), np.float32), np.empty((tokens, width), np.float32))
+            found.arrays += more
+            found.more = words_of(*more)
+            return found
+
+        return self._made(("routing", tokens, k), make)
+
+    def _made(self, key: tuple[str, int, int], make: Callable[[], _Space]) -> _Space:
+        spaces: dict[Any, _Space] = self.kept.__dict__
+        found = spaces.get(key)
+        if found is None:
+            found = spaces[key] = make()
+        return found
+
+    def run(
+        self,
+        kernel: Kernel,
+        space: _Space,
+        x: Tensor,
+        routed: tuple[int, ...],
+        y: Tensor,
+        more: tuple[int, ...],
+        signature: str,
+    ) -> None:
+        """kernel over x [T, H] into y; routed: the words of weights, ids and the expert map; more: of what comes after y."""
+        pairs, scratch = space.words[:5], space.words[5:]
+        size = (x.data_ptr(), *x.shape)
+        tile = _tile(self.w13.rows // 2, self.w2.rows)
+        words = (*self.words, tile, *pairs, *size, *routed, *scratch, y.data_ptr(), *y.shape, *more)
+        program = self.programs.get((signature, x.dtype))
+        if program is None:
+            code = _CODES[x.dtype]
+            known = f"{self.signature},i,i8:2,f4:1,{code}:2,f4:2,i4:2,i4:1,f4:2,f4:2,f4:2,f4:2,{code}:2{signature}"
+            program = self.programs[signature, x.dtype] = kernel.program(known)
+        run(program, self.w13.expert_bytes * min(self.w13.experts, routed[1] * routed[2]), words)
+
+
+def _tile(*rows: int) -> int:
+    """Outputs that a thread takes at a time: many, so that x is prepared seldom, but enough tiles for every thread."""
+    return next((tile for tile in (64, 32) if min(rows) >= 4 * tile * crew_size()), 16)
+
+
+_layers: dict[int, Any] = {}
+
+
+def _layer(w13: Prepared, w2: Prepared, shared13: Prepared | None, shared2: Prepared | None) -> _Layer:
+    def make(_: Tensor) -> _Layer:
+        both = (None, None) if shared13 is None or shared2 is None else (weight(shared13), weight(shared2))
+        return _Layer(weight(w13), weight(w2), *both)
+
+    memory = _layers if shared13 is None else _whole_layers
+    return remembered(memory, w13.tensors["weight"], make)
+
+
+_whole_layers: dict[int, Any] = {}

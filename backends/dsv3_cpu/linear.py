@@ -8,82 +8,122 @@ from torch import Tensor
 
 from dsv3.plugin import Prepared
 from dsv3_cpu import int8
-from dsv3_cpu.kernels.grouped import decoded, grouped, heads
-from dsv3_cpu.views import FIRST, Array, array, flat, made, weight
+from dsv3_cpu.kernels.product import decoded, grouped, heads
+from dsv3_cpu.programs import words_of
+from dsv3_cpu.team import run
+from dsv3_cpu.views import FIRST, Array, Weight, array, dense, flat, scratch, scratch_address, tensor_weight, weight
 
 FEW = 16  # rows up to which a weight is decoded row by row, and never kept
 _TILE_NUMBERS = 1 << 21  # of a decoded tile
 
 
-def few_into(y: Array, x: Array, w: Prepared, experts: Array, offsets: Array) -> None:
-    """Rows offsets[j] to offsets[j + 1] of y [M, N]: those of x [M, K] by expert experts[j]; both float32 or both bfloat16.
+def few_into(y: Tensor, x: Tensor, w: Weight, experts: Array = FIRST, offsets: Array | None = None) -> None:
+    """Rows offsets[j] to offsets[j + 1] of y [M, N]: those of x [M, K] by expert experts[j]; both float32 or both bfloat16,
+    contiguous. Without offsets: all rows by the first.
 
     Other rows of y are not written. Work: every expert's weights once, and again for every four more rows.
     """
-    values, scales = weight(w)
-    if w.quant == "int8-w8a8":
-        int8.rows_into(y, x, values, scales, experts, offsets)
-        return
-    work = (values.nbytes // max(1, values.shape[0])) * max(experts.shape[0], x.shape[0] // 4)
-    grouped(work, values, scales, experts, offsets, x, y)
+    rows, width = x.shape
+    if offsets is None:
+        used, which = 1, _first(rows)
+    else:
+        used, which = len(experts), words_of(experts, offsets)
+    padded = -(-width // w.step) * w.step
+    words = (
+        *w.words, *which, x.data_ptr(), rows, width, scratch_address(rows * padded), rows, padded, _tile(w.rows * used),
+        y.data_ptr(), rows, w.rows,
+    )  # fmt: skip
+    program = w.programs.get(x.dtype)
+    if program is None:
+        program = w.programs[x.dtype] = grouped.program(f"{w.signature},{_PRODUCT[x.dtype]}")
+    run(program, w.expert_bytes * max(used, rows // 4), words)
+
+
+_PRODUCT = {dtype: f"i8:1,i8:1,{code}:2,f4:2,i,{code}:2" for dtype, code in ((torch.float32, "f4"), (torch.bfloat16, "u2"))}
+
+
+def _tile(rows: int) -> int:
+    """Rows of a weight that a thread takes at a time, of so many in all: large enough to be worth the preparation of x, small
+    enough for threads to end together."""
+    return 64 if rows >= 2048 else 32 if rows >= 512 else 16
+
+
+_kept_bounds: dict[int, tuple[Array, tuple[int, ...]]] = {}
+
+
+def _first(rows: int) -> tuple[int, ...]:
+    """The words of experts and offsets where all rows are the first's."""
+    found = _kept_bounds.get(rows)
+    if found is None:
+        bounds = np.array([0, rows])
+        found = _kept_bounds[rows] = bounds, words_of(FIRST, bounds)
+    return found[1]
 
 
 def many_into(y: Tensor, x: Tensor, w: Prepared, expert: int, dtype: torch.dtype) -> None:
     """y [T, N] = x [T, K] by one expert, over tiles of it decoded to float32, and rounded to dtype, that of the product."""
-    values, scales = weight(w)
+    known = weight(w)
     if w.quant == "int8-w8a8":
-        int8.many_into(y, x, values[expert], scales[expert])
+        int8.many_into(y, x, known.values[expert], known.scales[expert])
         return
-    n, k = values.shape[1], x.shape[1]
-    if values.dtype.itemsize * 8 == torch.finfo(dtype).bits:  # stored as it is multiplied
-        stored = w.tensors["weight"]
+    stored = w.tensors["weight"]
+    if stored.dtype == dtype:  # stored as it is multiplied
         y.copy_(torch.mm(x.to(dtype), (stored[expert] if stored.dim() == 3 else stored).t()))
         return
     x = x.to(dtype)
+    n, k = known.values.shape[1], x.shape[1]
     step = max(16, min(n, _TILE_NUMBERS // max(1, k)))
-    tile, numbers = made((step, k))
+    numbers = scratch(step, k)
     for first in range(0, n, step):
         rows = min(step, n - first)
-        decoded(4 * rows * k, values, scales, expert, first, numbers[:rows])
-        y[:, first : first + rows] = torch.mm(x, tile[:rows].to(dtype).t())
+        decoded(4 * rows * k, known.values, known.scales, expert, first, numbers[:rows])
+        y[:, first : first + rows] = torch.mm(x, torch.from_numpy(numbers[:rows]).to(dtype).t())
 
 
-def quant_linear(x: Tensor, w: Prepared) -> Tensor:
-    return _product(x, w, torch.float32)
+def quant_linear_few(x: Tensor, w: Prepared) -> Tensor:
+    """At most FEW rows."""
+    x = dense(x)
+    y = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype)
+    if w.quant == "int8-w8a8":
+        int8.rows_into(y, x, weight(w), FIRST, np.array([0, x.shape[0]]))
+    else:
+        few_into(y, x, weight(w))
+    return y
+
+
+def quant_linear_many(x: Tensor, w: Prepared) -> Tensor:
+    """By products in float32."""
+    return _many(x, w, torch.float32)
 
 
 def quant_linear_bf16(x: Tensor, w: Prepared) -> Tensor:
     """Where there are instructions for products of bfloat16."""
-    return _product(x, w, torch.bfloat16)
+    return _many(x, w, torch.bfloat16)
 
 
-def _product(x: Tensor, w: Prepared, dtype: torch.dtype) -> Tensor:
-    t = x.shape[0]
-    if w.quant == "none" and x.dtype == w.tensors["weight"].dtype == torch.float32:
-        return torch.nn.functional.linear(x, w.tensors["weight"])
-    if t <= FEW:
-        y, out = made((t, w.shape[0]), x.dtype)
-        few_into(out, array(x), w, FIRST, np.array([0, t]))
-        return y
-    y = torch.empty(t, w.shape[0])
+def _many(x: Tensor, w: Prepared, dtype: torch.dtype) -> Tensor:
+    y = torch.empty(x.shape[0], w.shape[0])
     many_into(y, x, w, 0, dtype)
     return y.to(x.dtype)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The weight in its own dtype, as it is stored; a bias is added before the rounding."""
-    w = Prepared("canonical", "none", tuple(weight.shape), {"weight": weight})
-    if bias is None:
-        return quant_linear(x, w)
-    return quant_linear(x.to(torch.float32), w).add_(bias).to(x.dtype)
+    if bias is not None:
+        return linear(x.to(torch.float32), weight, None).add_(bias).to(x.dtype)
+    if x.shape[0] > FEW:
+        return _many(x, Prepared("canonical", "none", tuple(weight.shape), {"weight": weight}), torch.float32)
+    x = dense(x)
+    y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
+    few_into(y, x, tensor_weight(weight))
+    return y
 
 
 def bmm(x: Tensor, weight: Tensor) -> Tensor:
     """Few rows where the absorbed weights lie, as they lie; many by torch, in float32."""
-    unit = [n for n in (1, 2) if weight.stride(n) == 1]
-    if x.shape[0] <= FEW and unit and weight.numel():
-        y, out = made((x.shape[0], weight.shape[0], weight.shape[2]), x.dtype)
-        heads(weight.numel() * weight.element_size(), array(x), flat(weight), *weight.stride(), out)
+    if x.shape[0] <= FEW and 1 in weight.stride()[1:] and weight.numel():
+        y = torch.empty(x.shape[0], weight.shape[0], weight.shape[2], dtype=x.dtype)
+        heads(weight.numel() * weight.element_size(), array(x), flat(weight), *weight.stride(), array(y))
         return y
     product = torch.bmm(x.transpose(0, 1).to(torch.float32), weight.to(torch.float32))
     return product.transpose(0, 1).to(x.dtype).contiguous()

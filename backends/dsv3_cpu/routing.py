@@ -10,8 +10,8 @@ from dsv3_cpu.kernels.routing import MAX, SIGMOID, SOFTMAX, TOP2_SUM, choose
 from dsv3_cpu.linear import router_gemm
 from dsv3_cpu.views import array, kept
 
-_SCORES = {"sigmoid": SIGMOID, "softmax": SOFTMAX}
-_GROUP_SCORES = {"top2_sum": TOP2_SUM, "max": MAX}
+SCORES = {"sigmoid": SIGMOID, "softmax": SOFTMAX}
+GROUP_SCORES = {"top2_sum": TOP2_SUM, "max": MAX}
 
 
 def grouped_topk(
@@ -29,7 +29,7 @@ def grouped_topk(
     weights, ids = torch.empty(t, topk), torch.empty(t, topk, dtype=torch.int32)
     added = np.zeros(experts, np.float32) if bias is None else kept(bias)
     choose(
-        64 * logits.numel(), array(logits), added, n_group, topk_group, _SCORES[score], _GROUP_SCORES[group_score],
+        8 * logits.numel(), array(logits), added, n_group, topk_group, SCORES[score], GROUP_SCORES[group_score],
         renormalize, scale, array(weights), array(ids),
     )  # fmt: skip
     return weights, ids

@@ -6,6 +6,8 @@ have one axis less.
 
 from __future__ import annotations
 
+import functools
+import threading
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dsv3.plugin import LatentCache, Prepared
+from dsv3_cpu.programs import signature_of, words_of
 
 Array = np.ndarray[Any, Any]
 FIRST = np.zeros(1, np.int64)  # the expert of a weight that has none
@@ -34,12 +37,17 @@ def array(tensor: Tensor) -> Array:
     return found
 
 
+def dense(x: Tensor) -> Tensor:
+    """x, contiguous and without a gradient, for kernels that are told addresses."""
+    return x.detach() if x.is_contiguous() else x.detach().contiguous()
+
+
 # Views of tensors that stay, by the tensor's identity: making one takes as long as a small kernel.
 _kept: dict[int, tuple[weakref.ref[Tensor], int, Array]] = {}
 Made = TypeVar("Made")
 
 
-def _remembered(
+def remembered(
     memory: dict[int, tuple[weakref.ref[Tensor], int, Made]], tensor: Tensor, make: Callable[[Tensor], Made]
 ) -> Made:
     """make(tensor), remembered while the tensor lives and its numbers stay where they are."""
@@ -56,18 +64,97 @@ def kept(tensor: Tensor) -> Array:
     """`array` of a weight or a table, remembered while the tensor lives."""
     if not tensor.is_contiguous():  # a copy would not see later changes
         return array(tensor)
-    return _remembered(_kept, tensor, array)
+    return remembered(_kept, tensor, array)
 
 
-def weight(w: Prepared) -> tuple[Array, Array]:
-    """(weights [E, N, ..], scales) of a canonical weight; E is 1 without experts. Scales: FP8 [E, N/128, K/128], INT4 [E, N,
-    K/128], INT8 [E, N]; [E, 1] of nothing where there are none."""
-    values = kept(w.tensors["weight"])
-    scale = w.tensors.get("scale")
-    scales = np.zeros((*values.shape[:-2], 1), np.float32) if scale is None else kept(scale)
-    if w.quant.startswith("int8"):
-        scales = scales[..., 0]
-    return (values, scales) if values.ndim == 3 else (values[None], scales[None])
+class Weight:
+    """A canonical weight for kernels: values [E, N, ..] and scales, E being 1 without experts, and both as words of an argument
+    block. Scales: FP8 [E, N/128, K/128], INT4 [E, N, K/128], INT8 [E, N]; [E, 1] of nothing where there are none.
+
+    rows: N; step: numbers to whose multiple rows of x are padded; expert_bytes: of one expert's values.
+    """
+
+    def __init__(self, values: Array, scales: Array, form: str) -> None:
+        self.values, self.scales, self.form = values, scales, form
+        self.signature, self.words = signature_of((values, scales)), words_of(values, scales)
+        self.experts, self.rows = int(values.shape[0]), int(values.shape[1])
+        self.step, self.expert_bytes = steps()[form], values.nbytes // max(1, values.shape[0])
+        self.programs: dict[Any, int] = {}  # by what a caller finds them
+
+    @classmethod
+    def of(cls, w: Prepared) -> Weight:
+        values = kept(w.tensors["weight"])
+        scale = w.tensors.get("scale")
+        scales = np.zeros((*values.shape[:-2], 1), np.float32) if scale is None else kept(scale)
+        if w.quant.startswith("int8"):
+            scales = np.ascontiguousarray(scales[..., 0])
+        if values.ndim == 2:
+            values, scales = values[None], scales[None]
+        return cls(values, scales, _FORMS[w.quant.split("-")[0]] or _REAL[values.dtype.name])
+
+    def padded(self, size: int) -> int:
+        """Numbers of a row of x once it is arranged for this weight."""
+        return -(-size // self.step) * self.step
+
+    @property
+    def columns(self) -> int:
+        """Numbers of a row; INT4 keeps two to a byte, and so may name one too many."""
+        return int(self.values.shape[2]) * (2 if self.form == "int4" else 1)
+
+    def nothing(self) -> Weight:
+        """A weight of this format without a row."""
+        return Weight(self.values[:, :0], self.scales[:, :0], self.form)
+
+
+_FORMS = {"fp8": "fp8", "int8": "int8", "int4": "int4", "none": ""}
+_REAL = {"uint16": "bf16", "float32": "f32"}
+
+
+@functools.cache
+def steps() -> dict[str, int]:
+    """Numbers per step of every format on this processor."""
+    from dsv3_cpu.kernels.lanes import FORMATS
+
+    return {name: form.numbers for name, form in FORMATS.items()}
+
+
+_weights: dict[int, tuple[weakref.ref[Tensor], int, Weight]] = {}
+
+
+def weight(w: Prepared) -> Weight:
+    """`Weight.of`, remembered while the weight lives."""
+    return remembered(_weights, w.tensors["weight"], lambda _: Weight.of(w))
+
+
+def tensor_weight(w: Tensor) -> Weight:
+    """A plain tensor [N, K] as a weight."""
+    return remembered(_weights, w, lambda _: Weight.of(Prepared("canonical", "none", tuple(w.shape), {"weight": w})))
+
+
+class _Scratch(threading.local):
+    """Memory that a thread's kernels write before they read it; it grows and is used again."""
+
+    def __init__(self) -> None:
+        self.held = np.empty(0, np.float32)
+        self.size = self.address = 0
+
+
+_scratch = _Scratch()
+
+
+def scratch_address(size: int) -> int:
+    """Of room for so many float32, which the next call overwrites."""
+    if _scratch.size < size:
+        _scratch.held = np.empty(size + 65536, np.float32)
+        _scratch.size, _scratch.address = _scratch.held.size, _scratch.held.ctypes.data
+    return _scratch.address
+
+
+def scratch(rows: int, columns: int) -> Array:
+    """float32 [rows, columns], which the next call for scratch overwrites."""
+    scratch_address(rows * columns)
+    found: Array = _scratch.held[: rows * columns].reshape(rows, columns)
+    return found
 
 
 def wide(x: Tensor) -> Array:
@@ -100,7 +187,7 @@ _flat: dict[int, tuple[weakref.ref[Tensor], int, Array]] = {}
 
 def flat(tensor: Tensor) -> Array:
     """The storage of a weight that is a view, for kernels that are told its strides; remembered while the tensor lives."""
-    return _remembered(_flat, tensor, _storage)
+    return remembered(_flat, tensor, _storage)
 
 
 @dataclass(frozen=True)
@@ -126,7 +213,7 @@ _planes: dict[int, tuple[weakref.ref[Tensor], int, Plane]] = {}
 
 def plane(tensor: Tensor) -> Plane:
     """`Plane.of`, remembered while the tensor lives."""
-    return _remembered(_planes, tensor, Plane.of)
+    return remembered(_planes, tensor, Plane.of)
 
 
 _NO_SCALES = Plane(np.zeros(1, np.float32), 0, 0)

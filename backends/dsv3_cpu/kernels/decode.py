@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from dsv3_cpu.compile import inner, kernel
+from dsv3_cpu.compile import inner
 from dsv3_cpu.kernels.latent import read
 from dsv3_cpu.kernels.numbers import exp, widen
+from dsv3_cpu.programs import kernel
 
 BLOCK = 32  # keys that are widened at a time and then met by every head of a group
 
@@ -69,11 +69,34 @@ def add_values(p, block, count, shrink, acc, n):
 
 
 @kernel
-def absorbed(q, table, lengths, bounds, scale, start, page_size, group, latents, lp, ls, keys, kp, ks, scales, sp, ss, o, lse):
+def absorbed(
+    team,
+    me,
+    crew,
+    q,
+    table,
+    lengths,
+    bounds,
+    scale,
+    start,
+    page_size,
+    group,
+    latents,
+    lp,
+    ls,
+    keys,
+    kp,
+    ks,
+    scales,
+    sp,
+    ss,
+    o,
+    lse,
+):
     """q [T, Nh, R + P] float32; o [T, Nh, R] of zeros and lse [Nh, T] of -inf get the results. group: heads that share the
     widening of a key; results do not depend on it."""
     groups = (q.shape[1] + group - 1) // group
-    for p in prange(lengths.shape[0] * groups):
+    for p in range(me, lengths.shape[0] * groups, crew):
         attend(p // groups, (p % groups) * group, group, q, table, lengths, bounds, np.float32(scale), start, page_size,
                latents, lp, ls, keys, kp, ks, scales, sp, ss, o, lse)  # fmt: skip
 

@@ -1,61 +1,184 @@
-"""What stands between the products of the experts: sorting rows by expert, and summing them per token."""
+"""The mixture of experts of a few tokens, whole: routing, gate and up with their activation, down with the weighted sum."""
 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from dsv3_cpu.compile import kernel
-from dsv3_cpu.kernels.numbers import put, widen
+from dsv3_cpu.compile import inner
+from dsv3_cpu.kernels.atoms import take, wait_for_all
+from dsv3_cpu.kernels.numbers import put, sigmoid
+from dsv3_cpu.kernels.product import scratch_for, sums_of
+from dsv3_cpu.kernels.routing import choose_row
+from dsv3_cpu.kernels.rows import arrange, place
+from dsv3_cpu.programs import kernel
+
+ROUTING, UP, DOWN = 0, 1, 2  # phases
 
 
-@kernel
-def spread(ids, x, place, starts, experts, offsets, rows):
-    """Rows of x [T, H], sorted by the expert of ids [T, k], stably, into rows [T * k, H] -> number of experts that have any.
+@inner
+def sort_pairs(ids, weights, local, n_experts, experts, offsets, token, factor):
+    """The (token, expert) pairs sorted by expert, stably -> number of experts that have any, first in experts [T * k].
 
-    place [T * k] gets each pair's row, -1 for a pair whose id is not in [0, E); starts [E] is scratch; the experts that have
-    rows come first in experts [T * k], and rows offsets[j] to offsets[j + 1] are those of experts[j].
+    ids [T, k], by way of local [Eg] unless it is empty; pairs whose expert is not in [0, n_experts) are left out. Row r of the
+    sorted order is of token[r], and counts factor[r]; rows offsets[j] to offsets[j + 1] are those of experts[j].
     """
-    n_experts, k = starts.shape[0], ids.shape[1]
-    starts[:] = 0
+    k = ids.shape[1]
+    starts = np.zeros(n_experts, np.int64)
     for t in range(ids.shape[0]):
         for j in range(k):
-            if 0 <= ids[t, j] < n_experts:
-                starts[ids[t, j]] += 1
+            e = ids[t, j] if local.shape[0] == 0 else local[ids[t, j]]
+            if 0 <= e < n_experts:
+                starts[e] += 1
     used = 0
     offsets[0] = 0
     for e in range(n_experts):
-        count = starts[e]
-        if count:
+        if starts[e]:
             experts[used] = e
+            offsets[used + 1] = offsets[used] + starts[e]
             starts[e] = offsets[used]
-            offsets[used + 1] = offsets[used] + count
             used += 1
     for t in range(ids.shape[0]):
         for j in range(k):
-            e = ids[t, j]
-            row = np.int64(-1)
+            e = ids[t, j] if local.shape[0] == 0 else local[ids[t, j]]
             if 0 <= e < n_experts:
                 row = starts[e]
                 starts[e] = row + 1
-                for i in range(x.shape[1]):
-                    rows[row, i] = x[t, i]
-            place[t * k + j] = row
+                token[row], factor[row] = t, weights[t, j]
     return used
 
 
+@inner
+def gated_tile(w, s, w2, s2, e, first, last, x, index, start, end, scratch, up_scratch, h, to):
+    """h[to + i] = silu(gate) * up of row index[start + i] of arranged x, for rows first to last of the gate, arranged for w2."""
+    half = w.shape[1] // 2
+    sums_of(w, s, e, first, last, x, index, start, end, scratch)
+    sums_of(w, s, e, half + first, half + last, x, index, start, end, up_scratch)
+    gates, ups = scratch[3], up_scratch[3]
+    for i in range(end - start):
+        for n in range(last - first):
+            g = gates[i, n]
+            gates[i, n] = (g * sigmoid(g)) * ups[i, n]
+        for n in range(last - first):
+            h[to + i, place(w2, s2, first + n)] = gates[i, n]
+
+
+@inner
+def zero_ends(w2, s2, half, h):
+    """What products read beyond the width of arranged rows."""
+    for r in range(h.shape[0]):
+        for k in range(half, h.shape[1]):
+            h[r, place(w2, s2, k)] = 0
+
+
+@inner
+def mixture(
+    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, experts, offsets, token, factor, used, x, xs, tile, h, hs, y
+):
+    """Both products over all experts of the sorted pairs, and over the shared ones unless they are of no width.
+
+    x, xs: tokens arranged for w13 and shared13; h [pairs, ..], hs [T, ..]: scratch; y [T, H] gets the sums. tile: outputs that a
+    thread takes at a time.
+    """
+    tokens, most = y.shape[0], 1
+    for j in range(used):
+        most = max(most, offsets[j + 1] - offsets[j])
+    half, half_shared = w13.shape[1] // 2, shared13.shape[1] // 2
+    rows = max(most, tokens)
+    wide = max(x.shape[1], xs.shape[1], h.shape[1], hs.shape[1])
+    scratch, up_scratch = scratch_for(wide, rows, tile), scratch_for(wide, rows, tile)
+    everyone = np.arange(tokens)
+    tiles, shared_tiles = (half + tile - 1) // tile, (half_shared + tile - 1) // tile
+    p = take(team, UP)
+    while p < used * tiles + shared_tiles:
+        if p < used * tiles:
+            j = p // tiles
+            first = (p - j * tiles) * tile
+            gated_tile(w13, s13, w2, s2, experts[j], first, min(half, first + tile), x, token, offsets[j], offsets[j + 1],
+                       scratch, up_scratch, h, offsets[j])  # fmt: skip
+        else:
+            first = (p - used * tiles) * tile
+            gated_tile(shared13, t13, shared2, t2, 0, first, min(half_shared, first + tile), xs, everyone, 0, tokens, scratch,
+                       up_scratch, hs, 0)  # fmt: skip
+        p = take(team, UP)
+    wait_for_all(team, crew)
+    sums, pairs = scratch[3], np.arange(h.shape[0])
+    total = np.empty((tokens, tile), np.float32)
+    p = take(team, DOWN)
+    while p * tile < y.shape[1]:
+        first = p * tile
+        last = min(y.shape[1], first + tile)
+        total[:] = 0
+        for j in range(used):
+            sums_of(w2, s2, experts[j], first, last, h, pairs, offsets[j], offsets[j + 1], scratch)
+            for i in range(offsets[j + 1] - offsets[j]):
+                t, share = token[offsets[j] + i], factor[offsets[j] + i]
+                for n in range(last - first):
+                    total[t, n] += share * sums[i, n]
+        if half_shared:
+            sums_of(shared2, t2, 0, first, last, hs, everyone, 0, tokens, scratch)
+            for t in range(tokens):
+                for n in range(last - first):
+                    total[t, n] += sums[t, n]
+        for t in range(tokens):
+            for n in range(first, last):
+                put(y, (t, n), total[t, n - first])
+        p = take(team, DOWN)
+
+
 @kernel
-def combine(y, place, weights, out):
-    """out[t] = sum over j of weights[t, j] * y[its row], in float32, in the order of j, rounded once; pairs without a row are
-    ignored."""
-    k = weights.shape[1]
-    for t in prange(out.shape[0]):
-        total = np.zeros(out.shape[1], np.float32)
-        for j in range(k):
-            row = place[t * k + j]
-            if row >= 0:
-                factor = weights[t, j]
-                for i in range(out.shape[1]):
-                    total[i] += factor * widen(y[row, i])
-        for i in range(out.shape[1]):
-            put(out, (t, i), total[i])
+def fused(
+    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, pairs, factor, x, weights, ids, local, arranged, shared,
+    h, hs, y,
+):  # fmt: skip
+    """Experts of tokens whose routing is known. pairs [3, T * k + 1] int64, factor [T * k]: scratch of the sort; the others as
+    `mixture` has them."""
+    prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs)
+    if me == 0:
+        pairs[2, pairs.shape[1] - 1] = sort_pairs(ids, weights, local, w13.shape[0], pairs[0], pairs[1], pairs[2], factor)
+    wait_for_all(team, crew)
+    used = pairs[2, pairs.shape[1] - 1]
+    mixture(team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, pairs[0], pairs[1], pairs[2], factor, used, arranged,
+            shared, tile, h, hs, y)  # fmt: skip
+
+
+@inner
+def prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs):
+    """Tokens arranged for both weights, and scratch zero where nothing writes."""
+    for t in range(me, x.shape[0], crew):
+        arrange(w13, s13, x, t, arranged, t)
+        if shared13.shape[1]:
+            arrange(shared13, t13, x, t, shared, t)
+    if me == crew - 1:
+        zero_ends(w2, s2, w13.shape[1] // 2, h)
+        zero_ends(shared2, t2, shared13.shape[1] // 2, hs)
+
+
+@kernel
+def layer(
+    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, pairs, factor, x, weights, ids, local, arranged, shared,
+    h, hs, y, gate, gate_scales, bias, logits, for_gate, n_group, kept, mode, group_mode, renormalize, scale,
+):  # fmt: skip
+    """`fused` with its routing: ids and weights are scratch here, logits [T, Eg] and for_gate [T, ..] too."""
+    for t in range(me, x.shape[0], crew):
+        arrange(gate, gate_scales, x, t, for_gate, t)
+    prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs)
+    wait_for_all(team, crew)
+    step, everyone = 16, np.arange(x.shape[0])
+    scratch = scratch_for(for_gate.shape[1], x.shape[0], step)
+    p = take(team, ROUTING)
+    while p * step < gate.shape[1]:
+        last = min(gate.shape[1], (p + 1) * step)
+        sums_of(gate, gate_scales, 0, p * step, last, for_gate, everyone, 0, x.shape[0], scratch)
+        for t in range(x.shape[0]):
+            for n in range(p * step, last):
+                logits[t, n] = scratch[3][t, n - p * step]
+        p = take(team, ROUTING)
+    wait_for_all(team, crew)
+    if me == 0:
+        for t in range(x.shape[0]):
+            choose_row(logits, t, bias, n_group, kept, mode, group_mode, renormalize, scale, weights, ids)
+        pairs[2, pairs.shape[1] - 1] = sort_pairs(ids, weights, local, w13.shape[0], pairs[0], pairs[1], pairs[2], factor)
+    wait_for_all(team, crew)
+    used = pairs[2, pairs.shape[1] - 1]
+    mixture(team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, pairs[0], pairs[1], pairs[2], factor, used, arranged,
+            shared, tile, h, hs, y)  # fmt: skip

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from dsv3_cpu.compile import inner, kernel, strict
-from dsv3_cpu.kernels.grouped import TILE
+from dsv3_cpu.compile import inner, strict
+from dsv3_cpu.kernels.atoms import take
 from dsv3_cpu.kernels.numbers import put, widen
+from dsv3_cpu.programs import kernel
 
 
 @strict
@@ -26,15 +26,15 @@ def quantize_row(x, t, floor, q, scales):
 
 
 @kernel
-def quantize(x, floor, q, scales):
+def quantize(team, me, crew, x, floor, q, scales):
     """Codes q [T, K] and scales [T, 1] of rows x [T, K]."""
-    for t in prange(x.shape[0]):
+    for t in range(me, x.shape[0], crew):
         quantize_row(x, t, floor, q, scales)
 
 
 @inner
-def sum4(a, w, e, n, i, rows, y):
-    """y[i + j, n] = a[i + j] . w[e, n] for j below rows, at most 4, in int32."""
+def sum4(a, w, e, n, i, rows, to, sums):
+    """sums[to + j] = a[i + j] . w[e, n] for j below rows, at most 4, in int32."""
     i1, i2, i3 = i + min(1, rows - 1), i + min(2, rows - 1), i + min(3, rows - 1)
     p, q, r, s = np.int32(0), np.int32(0), np.int32(0), np.int32(0)
     for k in range(w.shape[2]):
@@ -43,10 +43,8 @@ def sum4(a, w, e, n, i, rows, y):
         q = np.int32(q + v * np.int32(a[i1, k]))
         r = np.int32(r + v * np.int32(a[i2, k]))
         s = np.int32(s + v * np.int32(a[i3, k]))
-    y[i, n] = p
-    y[i1, n] = q
-    y[i2, n] = r
-    y[i3, n] = s
+    sums[to] = p
+    sums[to + 1], sums[to + 2], sums[to + 3] = q, r, s
 
 
 @inner
@@ -58,17 +56,23 @@ def sum1(a, w, e, n, i):
 
 
 @kernel
-def grouped_int8(w, s, experts, offsets, a, a_scale, sums, y):
-    """y[offsets[j] : offsets[j + 1]] = a[the same] @ w[experts[j]]^T for every j: int32 sums [M, N], then both scales."""
-    tiles = (w.shape[1] + TILE - 1) // TILE
-    for p in prange(experts.shape[0] * tiles):
+def grouped_int8(team, me, crew, w, s, experts, offsets, a, a_scale, tile, y):
+    """y[offsets[j] : offsets[j + 1]] = a[the same] @ w[experts[j]]^T for every j: int32 sums, then both scales."""
+    tiles = (w.shape[1] + tile - 1) // tile
+    most = 0
+    for j in range(experts.shape[0]):
+        most = max(most, offsets[j + 1] - offsets[j])
+    sums = np.empty(most + 3, np.int32)
+    p = take(team, 0)
+    while p < experts.shape[0] * tiles:
         j = p // tiles
-        e, first = experts[j], (p - j * tiles) * TILE
-        for n in range(first, min(w.shape[1], first + TILE)):
-            if offsets[j + 1] - offsets[j] == 1:
-                sums[offsets[j], n] = sum1(a, w, e, n, offsets[j])
+        e, start, end = experts[j], offsets[j], offsets[j + 1]
+        for n in range((p - j * tiles) * tile, min(w.shape[1], (p - j * tiles + 1) * tile)):
+            if end - start == 1:
+                sums[0] = sum1(a, w, e, n, start)
             else:
-                for i in range(offsets[j], offsets[j + 1], 4):
-                    sum4(a, w, e, n, i, min(4, offsets[j + 1] - i), sums)
-            for i in range(offsets[j], offsets[j + 1]):
-                put(y, (i, n), (np.float32(sums[i, n]) * a_scale[i, 0]) * s[e, n])
+                for i in range(start, end, 4):
+                    sum4(a, w, e, n, i, min(4, end - i), i - start, sums)
+            for i in range(start, end):
+                put(y, (i, n), (np.float32(sums[i - start]) * a_scale[i, 0]) * s[e, n])
+        p = take(team, 0)

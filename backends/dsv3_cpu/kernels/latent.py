@@ -7,11 +7,11 @@ float32 scale per 128.
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 from numba.core import types
 
-from dsv3_cpu.compile import kernel, overloads
+from dsv3_cpu.compile import overloads
 from dsv3_cpu.kernels.numbers import fp8, put, to_fp8, widen
+from dsv3_cpu.programs import kernel
 
 GROUP = 128
 _LARGEST = np.float32(448)
@@ -69,9 +69,9 @@ def _write(x, t, flat, base, scales, where):
 
 
 @kernel
-def store(ckv, kpe, slots, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss):
+def store(team, me, crew, ckv, kpe, slots, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss):
     """Rows ckv [T, R] and kpe [T, P] into the slots that are not negative."""
-    for t in prange(slots.shape[0]):
+    for t in range(me, slots.shape[0], crew):
         slot = np.int64(slots[t])
         if slot >= 0:
             page, offset = slot // page_size, slot % page_size
@@ -81,9 +81,9 @@ def store(ckv, kpe, slots, page_size, latents, lp, ls, keys, kp, ks, scales, sp,
 
 
 @kernel
-def gather(table, lengths, ends, start, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss, ckv, kpe):
+def gather(team, me, crew, table, lengths, ends, start, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss, ckv, kpe):
     """Rows start to length of every sequence, back to back, float32; ends [S]: where each ends."""
-    for s in prange(lengths.shape[0]):
+    for s in range(me, lengths.shape[0], crew):
         for position in range(start, np.int64(lengths[s])):
             row = ends[s] - np.int64(lengths[s]) + position
             page, offset = np.int64(table[s, position // page_size]), position % page_size

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from dsv3_cpu.compile import inner, kernel
+from dsv3_cpu.compile import inner
 from dsv3_cpu.kernels.numbers import put, sigmoid, widen
+from dsv3_cpu.programs import kernel
 
 
 @inner
@@ -22,34 +22,34 @@ def norm_row(x, t, weight, eps, y):
 
 
 @kernel
-def rms_norm(x, weight, eps, y):
-    for t in prange(x.shape[0]):
+def rms_norm(team, me, crew, x, weight, eps, y):
+    for t in range(me, x.shape[0], crew):
         norm_row(x, t, weight, eps, y)
 
 
 @kernel
-def add_rms_norm(x, residual, weight, eps, y, total):
+def add_rms_norm(team, me, crew, x, residual, weight, eps, y, total):
     """total = x + residual, rounded; y is its norm."""
-    for t in prange(x.shape[0]):
+    for t in range(me, x.shape[0], crew):
         for i in range(x.shape[1]):
             put(total, (t, i), widen(x[t, i]) + widen(residual[t, i]))
         norm_row(total, t, weight, eps, y)
 
 
 @kernel
-def silu_mul(x, y):
+def silu_mul(team, me, crew, x, y):
     width = y.shape[1]
-    for t in prange(x.shape[0]):
+    for t in range(me, x.shape[0], crew):
         for i in range(width):
             g = widen(x[t, i])
             put(y, (t, i), (g * sigmoid(g)) * widen(x[t, width + i]))
 
 
 @kernel
-def rope(x, positions, table, interleaved, y):
+def rope(team, me, crew, x, positions, table, interleaved, y):
     """Every head of x [T, N, P] by the angles of its token's row of table, P / 2 cosines and then as many sines."""
     half = x.shape[2] // 2
-    for t in prange(x.shape[0]):
+    for t in range(me, x.shape[0], crew):
         place = np.int64(positions[t])
         for n in range(x.shape[1]):
             for j in range(half):

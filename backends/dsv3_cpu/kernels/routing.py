@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from dsv3_cpu.compile import kernel, strict
+from dsv3_cpu.compile import strict
 from dsv3_cpu.kernels.numbers import exp
+from dsv3_cpu.programs import kernel
 
 SIGMOID, SOFTMAX = 0, 1
 TOP2_SUM, MAX = 0, 1
@@ -59,32 +59,38 @@ def group_value(choice, mode):
     return a if mode == MAX else a + b
 
 
-@kernel
-def choose(logits, bias, n_group, kept, mode, group_mode, renormalize, scale, weights, ids):
-    """weights [T, k] and ids [T, k] of every token; bias [E], of zeros where there is none."""
+@strict
+def choose_row(logits, t, bias, n_group, kept, mode, group_mode, renormalize, scale, weights, ids):
+    """weights[t] and ids[t] of one token; bias [E], of zeros where there is none."""
     experts, k = logits.shape[1], ids.shape[1]
     width = experts // n_group
-    for t in prange(logits.shape[0]):
-        scores, choice = np.empty(experts, np.float32), np.empty(experts, np.float32)
-        score_row(logits[t], mode, scores)
+    scores, choice = np.empty(experts, np.float32), np.empty(experts, np.float32)
+    score_row(logits[t], mode, scores)
+    for e in range(experts):
+        choice[e] = scores[e] + bias[e]
+    taken = np.zeros(experts, np.bool_)
+    if n_group > 1:
+        values, picked = np.empty(n_group, np.float32), np.zeros(n_group, np.bool_)
+        for g in range(n_group):
+            values[g] = group_value(choice[g * width : (g + 1) * width], group_mode)
+        for _ in range(kept):
+            picked[best(values, picked)] = True
         for e in range(experts):
-            choice[e] = scores[e] + bias[e]
-        taken = np.zeros(experts, np.bool_)
-        if n_group > 1:
-            values, picked = np.empty(n_group, np.float32), np.zeros(n_group, np.bool_)
-            for g in range(n_group):
-                values[g] = group_value(choice[g * width : (g + 1) * width], group_mode)
-            for _ in range(kept):
-                picked[best(values, picked)] = True
-            for e in range(experts):
-                taken[e] = not picked[e // width]
-        total = np.float32(0)
-        for j in range(k):
-            e = best(choice, taken)
-            taken[e] = True
-            ids[t, j], weights[t, j] = e, scores[e]
-            total += scores[e]
-        for j in range(k):
-            if renormalize:
-                weights[t, j] /= total + np.float32(1e-20)
-            weights[t, j] *= np.float32(scale)
+            taken[e] = not picked[e // width]
+    total = np.float32(0)
+    for j in range(k):
+        e = best(choice, taken)
+        taken[e] = True
+        ids[t, j], weights[t, j] = e, scores[e]
+        total += scores[e]
+    for j in range(k):
+        if renormalize:
+            weights[t, j] /= total + np.float32(1e-20)
+        weights[t, j] *= np.float32(scale)
+
+
+@kernel
+def choose(team, me, crew, logits, bias, n_group, kept, mode, group_mode, renormalize, scale, weights, ids):
+    """weights [T, k] and ids [T, k] of every token."""
+    for t in range(me, logits.shape[0], crew):
+        choose_row(logits, t, bias, n_group, kept, mode, group_mode, renormalize, scale, weights, ids)

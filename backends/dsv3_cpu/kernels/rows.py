@@ -1,4 +1,4 @@
-"""One row of a weight of any format: as float32 numbers, or straight into a dot product.
+"""One row of a weight of any format as float32 numbers, and rows of x as products with such weights want them.
 
 Weights are [E, N, ..], one expert where there are none. Which format it is shows in the types: (int8, scales of three axes) is
 FP8, (int8, two) INT8, (uint8, three) INT4, uint16 bfloat16, and float32 itself. Rows are named by their indices, not sliced: a
@@ -11,10 +11,11 @@ import numpy as np
 from numba.core import types
 
 from dsv3_cpu.compile import inner, overloads
-from dsv3_cpu.kernels.numbers import fp8, put, widen
+from dsv3_cpu.kernels.lanes import FORMATS, GROUP, LANES
+from dsv3_cpu.kernels.numbers import bits_of, float_of, fp8, widen
 
 _UNDO = np.float32(256)  # of numbers.fp8
-GROUP = 128
+_LIFT = 100  # FP8 decodes to 2^-120 of its value: x is scaled to about 2^100 so that products stay normal numbers
 
 
 def kind(w, s) -> str:
@@ -59,84 +60,121 @@ def _decode(w, s, e, n, out, i):
     return {"fp8": from_fp8, "int8": from_int8, "int4": from_int4}.get(kind(w, s), from_real)
 
 
-def fold(w, s, e, n, x, i, out):
-    """x[i] as `dot_row` wants it for the rows of a tile that begins with n, in out, float32 [K + 1]: FP8's block scales
-    multiplied in; for INT4 the even elements first, then the odd ones."""
+def padded(w, s, size):
+    """Numbers of a row of `size` rounded up to whole steps of the weight's format."""
 
 
-@overloads(fold)
-def _fold(w, s, e, n, x, i, out):
-    def blocks(w, s, e, n, x, i, out):
-        for g in range(s.shape[2]):
-            factor = s[e, n >> 7, g] * _UNDO
-            for k in range(g * GROUP, min((g + 1) * GROUP, x.shape[1])):
-                out[k] = widen(x[i, k]) * factor
-
-    def halves(w, s, e, n, x, i, out):
-        half = w.shape[2]
-        out[2 * half - 1] = 0
-        for j in range(half):
-            out[j] = widen(x[i, 2 * j])
-        for j in range(x.shape[1] // 2):
-            out[half + j] = widen(x[i, 2 * j + 1])
-
-    def same(w, s, e, n, x, i, out):
-        for k in range(x.shape[1]):
-            out[k] = widen(x[i, k])
-
-    return {"fp8": blocks, "int4": halves}.get(kind(w, s), same)
+@overloads(padded)
+def _padded(w, s, size):
+    step = FORMATS[kind(w, s)].numbers
+    return lambda w, s, size: (size + step - 1) // step * step
 
 
-def dot_row(w, s, e, n, x):
-    """Row n of expert e times x, which `fold` has made."""
+def place(w, s, k):
+    """Where number k of a row of x is once it is arranged for this weight."""
 
 
-@overloads(dot_row)
-def _dot_row(w, s, e, n, x):
-    def with_fp8(w, s, e, n, x):
-        total = np.float32(0)
-        for k in range(w.shape[2]):
-            total += fp8(w[e, n, k]) * x[k]
-        return total
+@overloads(place)
+def _place(w, s, k):
+    form = FORMATS[kind(w, s)]
+    step, planes = form.numbers, form.planes
+    if not form.interleaved:
+        return lambda w, s, k: k
 
-    def with_int8(w, s, e, n, x):
-        total = np.float32(0)
-        for k in range(w.shape[2]):
-            total += np.float32(w[e, n, k]) * x[k]
-        return total * s[e, n]
+    def interleaved(w, s, k):
+        base = k // step * step
+        return base + (k - base) % planes * LANES + (k - base) // planes
 
-    def with_int4(w, s, e, n, x):
-        half, total = w.shape[2], np.float32(0)
-        for g in range(s.shape[2]):
-            part = np.float32(0)
-            for j in range(g * (GROUP // 2), min((g + 1) * (GROUP // 2), half)):
-                code = np.int32(w[e, n, j])
-                part += np.float32((code & 15) - 8) * x[j] + np.float32((code >> 4) - 8) * x[half + j]
-            total += part * s[e, n, g]
-        return total
+    return interleaved
 
-    def with_real(w, s, e, n, x):
-        total = np.float32(0)
-        for k in range(w.shape[2]):
-            total += widen(w[e, n, k]) * x[k]
-        return total
 
-    return {"fp8": with_fp8, "int8": with_int8, "int4": with_int4}.get(kind(w, s), with_real)
+def arrange(w, s, x, t, out, i):
+    """x[t] in float32 in the order of the weight's planes, in out[i], zero up to whole steps."""
+
+
+@overloads(arrange)
+def _arrange(w, s, x, t, out, i):
+    form = FORMATS[kind(w, s)]
+    step, planes = form.numbers, form.planes
+    if not form.interleaved:
+
+        def copy(w, s, x, t, out, i):
+            for k in range(x.shape[1]):
+                out[i, k] = widen(x[t, k])
+            for k in range(x.shape[1], out.shape[1]):
+                out[i, k] = 0
+
+        return copy
+
+    def spread(w, s, x, t, out, i):
+        whole = x.shape[1] // step * step
+        for base in range(0, whole, step):
+            for p in range(planes):
+                for lane in range(LANES):
+                    out[i, base + p * LANES + lane] = widen(x[t, base + lane * planes + p])
+        if whole < out.shape[1]:
+            for k in range(whole, out.shape[1]):
+                out[i, k] = 0
+            for k in range(whole, x.shape[1]):
+                out[i, whole + (k - whole) % planes * LANES + (k - whole) // planes] = widen(x[t, k])
+
+    return spread
 
 
 @inner
-def dot4(a, x, i, rows, y, start, n):
-    """y[start + i + j, n] = a[0] . x[i + j] for j below rows, at most 4; a float32 [1, K], x float32."""
-    p, q, r, s = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-    # Rows past the last are read as the last: one loop for every count.
-    i1, i2, i3 = i + min(1, rows - 1), i + min(2, rows - 1), i + min(3, rows - 1)
-    for k in range(a.shape[1]):
-        v = a[0, k]
-        p += v * x[i, k]
-        q += v * x[i1, k]
-        r += v * x[i2, k]
-        s += v * x[i3, k]
-    put(y, (start + i, n), p)
-    put(y, (start + i1, n), q)
-    put(y, (start + i2, n), r)
-    put(y, (start + i3, n), s)
+def lift(x, i, s, e, block, out, o):
+    """out[o] = arranged x[i] times the block scales of FP8 rows, times a power of two -> what undoes that power and the codes'."""
+    most = np.float32(0)
+    for g in range(s.shape[2]):
+        factor = s[e, block, g]
+        largest = np.float32(0)
+        for k in range(g * GROUP, min((g + 1) * GROUP, x.shape[1])):
+            v = x[i, k] * factor
+            out[o, k] = v
+            largest = max(largest, abs(v))
+        if largest > most:
+            most = largest
+    exponent = (np.int64(bits_of(most)) >> 23) - 127
+    exponent = max(exponent, _LIFT - 127)
+    up = float_of(np.uint32((_LIFT - exponent + 127) << 23))
+    for k in range(x.shape[1]):
+        out[o, k] *= up
+    return np.float64(2.0) ** np.float64(120 - _LIFT + exponent)
+
+
+def ready(w, s, e, first, x, index, i, rows, out, undo):
+    """Rows index[i] to index[i + rows] of arranged x, one after another, for the rows of a weight in the block of `first` -> the
+    address of the first; undo[j]: by which the sums of row i + j are to be multiplied. out: scratch for them."""
+
+
+@overloads(ready)
+def _ready(w, s, e, first, x, index, i, rows, out, undo):
+    def scaled(w, s, e, first, x, index, i, rows, out, undo):
+        for j in range(rows):
+            undo[j] = lift(x, index[i + j], s, e, first // GROUP, out, j)
+        return out.ctypes.data
+
+    def same(w, s, e, first, x, index, i, rows, out, undo):
+        together = True
+        for j in range(rows):
+            undo[j] = 1
+            together = together and index[i + j] == index[i] + j
+        if together:
+            return x.ctypes.data + 4 * index[i] * x.shape[1]
+        for j in range(rows):
+            for k in range(x.shape[1]):
+                out[j, k] = x[index[i + j], k]
+        return out.ctypes.data
+
+    return scaled if kind(w, s) == "fp8" else same
+
+
+def row_factor(w, s, e, n):
+    """By which sums of a row of a weight are multiplied: INT8's scale."""
+
+
+@overloads(row_factor)
+def _row_factor(w, s, e, n):
+    if kind(w, s) == "int8":
+        return lambda w, s, e, n: s[e, n]
+    return lambda w, s, e, n: np.float32(1)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
-from dsv3_cpu.compile import kernel, strict
+from dsv3_cpu.compile import strict
+from dsv3_cpu.kernels.atoms import wait_for_all
 from dsv3_cpu.kernels.numbers import widen
+from dsv3_cpu.programs import kernel
 
 CHUNK = 4096  # tokens that one thread takes at a time
 
@@ -39,13 +40,13 @@ def score(logit, token, position, seed, temperature):
 
 
 @kernel
-def sample(logits, seeds, positions, temperatures, values, places, ids):
+def sample(team, me, crew, logits, seeds, positions, temperatures, values, places, ids):
     """ids [S] of the largest scores, the lowest of equals; the last where a score is NaN.
 
     values and places [S, chunks] are scratch.
     """
     vocabulary, chunks = logits.shape[1], values.shape[1]
-    for p in prange(logits.shape[0] * chunks):
+    for p in range(me, logits.shape[0] * chunks, crew):
         row, c = p // chunks, p % chunks
         best, place = -np.inf, -1
         for token in range(c * CHUNK, min(vocabulary, (c + 1) * CHUNK)):
@@ -55,7 +56,8 @@ def sample(logits, seeds, positions, temperatures, values, places, ids):
                 if value != value:
                     break
         values[row, c], places[row, c] = best, place
-    for row in range(logits.shape[0]):
+    wait_for_all(team, crew)
+    for row in range(me, logits.shape[0], crew):
         best, place = values[row, 0], places[row, 0]
         for c in range(chunks):
             value = values[row, c]

@@ -1,0 +1,151 @@
+"""What threads that run one kernel together need: numbers shared in memory, a way to wait, a call by address.
+
+A team's memory is int64 words, eight to a cache line, so that no two words that different threads write share one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from dsv3_cpu.compile import strict
+
+LINE = 8  # words
+GENERATION, PROGRAM, ARGUMENTS, ARRIVED, PASSED, DONE = (n * LINE for n in range(6))
+STATUS = 6 * LINE  # of the first worker; RUNNING, PARKED or STOPPED
+MOST_WORKERS = 255
+COUNTERS = STATUS + (MOST_WORKERS + 1) * LINE
+PHASES = 12
+WORDS = COUNTERS + PHASES * LINE
+RUNNING, PARKED, STOPPED = 0, 1, 2
+
+_WORD = ir.IntType(64)
+_X86, _ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
+_PATIENCE = 2000  # pauses before a waiting thread gives its processor away between looks
+
+
+def _register_yield() -> None:
+    """The system's way to let another thread run, under a name that compiled code finds."""
+    library, name = (
+        (ctypes.CDLL("kernel32"), "SwitchToThread") if sys.platform == "win32" else (ctypes.CDLL(None), "sched_yield")
+    )
+    llvm.add_symbol("dsv3_yield", ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+
+
+_register_yield()
+_yield = types.ExternalFunction("dsv3_yield", types.int32())
+
+
+@intrinsic
+def load(typing, address):
+    """The word there, as the thread that wrote it last left it."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.load_atomic(builder.inttoptr(arguments[0], _WORD.as_pointer()), "seq_cst", 8)
+
+    return types.intp(types.intp), generate
+
+
+@intrinsic
+def store(typing, address, value):
+    """Writes a word for all to see."""
+
+    def generate(context, builder, signature, arguments):
+        builder.store_atomic(arguments[1], builder.inttoptr(arguments[0], _WORD.as_pointer()), "seq_cst", 8)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp), generate
+
+
+@intrinsic
+def add(typing, address, value):
+    """Adds to a word -> what it was before."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.atomic_rmw("add", builder.inttoptr(arguments[0], _WORD.as_pointer()), arguments[1], "seq_cst")
+
+    return types.intp(types.intp, types.intp), generate
+
+
+@intrinsic
+def exchange(typing, address, value):
+    """Writes a word -> what it was before."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.atomic_rmw("xchg", builder.inttoptr(arguments[0], _WORD.as_pointer()), arguments[1], "seq_cst")
+
+    return types.intp(types.intp, types.intp), generate
+
+
+@intrinsic
+def pause(typing):
+    """Tells the processor that this is a waiting loop."""
+
+    def generate(context, builder, signature, arguments):
+        machine, nothing = platform.machine(), ir.VoidType()
+        if machine in _X86:
+            builder.call(
+                cgutils.get_or_insert_function(builder.module, ir.FunctionType(nothing, []), "llvm.x86.sse2.pause"), []
+            )
+        elif machine in _ARM:
+            hint = ir.FunctionType(nothing, [ir.IntType(32)])
+            builder.call(
+                cgutils.get_or_insert_function(builder.module, hint, "llvm.aarch64.hint"), [ir.Constant(ir.IntType(32), 1)]
+            )
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def call(typing, program, arguments, team, me, crew):
+    """Calls a compiled program by its address."""
+
+    def generate(context, builder, signature, values):
+        kind = ir.FunctionType(ir.VoidType(), [_WORD] * 4)
+        builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.intp] * 5), generate
+
+
+@strict
+def word(team, index):
+    """The address of a word of a team's memory."""
+    return team + 8 * index
+
+
+@strict
+def rest(spins):
+    """Waits a moment: the longer the wait so far, the less it keeps others from running."""
+    pause()
+    if spins > _PATIENCE:
+        _yield()
+
+
+@strict
+def take(team, phase):
+    """The next piece of work of a phase: 0, 1, 2 and so on over all threads."""
+    return add(word(team, COUNTERS + phase * LINE), 1)
+
+
+@strict
+def wait_for_all(team, crew):
+    """Returns when every thread of the crew has called it."""
+    if crew == 1:
+        return
+    passed = load(word(team, PASSED))
+    if add(word(team, ARRIVED), 1) == crew - 1:
+        store(word(team, ARRIVED), 0)
+        store(word(team, PASSED), passed + 1)
+        return
+    spins = 0
+    while load(word(team, PASSED)) == passed:
+        spins += 1
+        rest(spins)

@@ -1,0 +1,126 @@
+"""Stored weights as vectors of float32, several numbers to an instruction.
+
+A format turns a step of a row, `planes` x LANES stored numbers, into as many vectors as it has planes. Where several numbers share
+a word, plane p holds the numbers p, p + planes, p + 2 planes and so on of the step, which costs fewest instructions; `arrange`
+brings what they are multiplied with into the same order. LANES is what a vector register of this processor holds.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+from dsv3_cpu.compile import config
+
+I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+
+def _wide() -> bool:
+    """Whether kernels are compiled for AVX-512: on this processor, unless numba is told otherwise."""
+    if config.CPU_FEATURES is not None:
+        return "+avx512f" in config.CPU_FEATURES.split(",")
+    if config.CPU_NAME is not None and llvm.get_host_cpu_name() != config.CPU_NAME:
+        return False
+    return bool(llvm.get_host_cpu_features().get("avx512f", False))
+
+
+LANES = 16 if _wide() else 8
+GROUP = 128  # numbers under one scale
+
+
+def vector(kind: ir.Type) -> ir.Type:
+    return ir.VectorType(kind, LANES)
+
+
+def constant(kind: ir.Type, value: float, count: int = LANES) -> Any:
+    return ir.Constant(ir.VectorType(kind, count), [value] * count)
+
+
+def splat(b: Any, value: Any) -> Any:
+    """A number in every lane."""
+    kind = ir.VectorType(value.type, LANES)
+    first = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+    return b.shuffle_vector(first, ir.Constant(kind, ir.Undefined), constant(I32, 0))
+
+
+def read(b: Any, address: Any, kind: ir.Type, offset: int = 0) -> Any:
+    """What is at an address (an integer) of any alignment."""
+    if offset:
+        address = b.add(address, ir.Constant(I64, offset))
+    return b.load(b.inttoptr(address, kind.as_pointer()), align=1)
+
+
+class Format:
+    """planes: vectors per step, even; size: bytes per step; interleaved: whether several numbers share a word."""
+
+    planes: int
+    size: int
+    interleaved = False
+
+    @property
+    def numbers(self) -> int:
+        """Per step."""
+        return self.planes * LANES
+
+    def decode(self, b: Any, address: Any) -> list[Any]:
+        """The step at an address as vectors of float32."""
+        raise NotImplementedError
+
+
+class Float32(Format):
+    planes, size = 4, 16 * LANES
+
+    def decode(self, b: Any, address: Any) -> list[Any]:
+        return [read(b, address, vector(F32), 4 * LANES * p) for p in range(4)]
+
+
+class BFloat16(Format):
+    planes, size = 2, 4 * LANES
+    interleaved = True
+
+    def decode(self, b: Any, address: Any) -> list[Any]:
+        both = read(b, address, vector(I32))
+        found = b.shl(both, constant(I32, 16)), b.and_(both, constant(I32, -(1 << 16)))
+        return [b.bitcast(v, vector(F32)) for v in found]
+
+
+class Fp8(Format):
+    """e4m3fn codes that are numbers, times 2^-120: exponent and mantissa moved to where float32 has its own, so that subnormals
+    come out right. Two codes at a time share a shift, which also spreads the sign."""
+
+    planes, size = 4, 4 * LANES
+    interleaved = True
+
+    def decode(self, b: Any, address: Any) -> list[Any]:
+        pairs, kind = ir.VectorType(I16, 2 * LANES), vector(I32)
+        codes, mask, up = read(b, address, pairs), constant(I32, 0x87F00000 - (1 << 32)), constant(I32, 16)
+        four = constant(I16, 4, 2 * LANES)
+        odd = b.bitcast(b.ashr(codes, four), kind)
+        even = b.bitcast(b.ashr(b.shl(codes, constant(I16, 8, 2 * LANES)), four), kind)
+        found = b.and_(b.shl(even, up), mask), b.and_(b.shl(odd, up), mask), b.and_(even, mask), b.and_(odd, mask)
+        return [b.bitcast(v, vector(F32)) for v in found]
+
+
+class Int8(Format):
+    planes, size = 4, 4 * LANES
+
+    def decode(self, b: Any, address: Any) -> list[Any]:
+        codes = [read(b, address, vector(I8), LANES * p) for p in range(4)]
+        return [b.sitofp(b.sext(v, vector(I32)), vector(F32)) for v in codes]
+
+
+class Int4(Format):
+    """Nibbles q + 8, low first. Flipping their highest bits makes them two's complement."""
+
+    planes, size = 8, 4 * LANES
+    interleaved = True
+
+    def decode(self, b: Any, address: Any) -> list[Any]:
+        codes = b.xor(read(b, address, vector(I32)), constant(I32, 0x88888888 - (1 << 32)))
+        moved = [b.shl(codes, constant(I32, 28 - 4 * p)) if p < 7 else codes for p in range(8)]
+        return [b.sitofp(b.ashr(v, constant(I32, 28)), vector(F32)) for v in moved]
+
+
+FORMATS = {"f32": Float32(), "bf16": BFloat16(), "fp8": Fp8(), "int8": Int8(), "int4": Int4()}
