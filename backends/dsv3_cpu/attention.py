@@ -6,11 +6,14 @@ import torch
 from torch import Tensor
 
 from dsv3.plugin import LatentCache
-from dsv3_cpu.kernels.decode import absorbed
-from dsv3_cpu.views import array, indices, planes
+from dsv3_cpu.kernels.decode import HEADS, WIDTH, absorbed
+from dsv3_cpu.programs import float_word, words_of
+from dsv3_cpu.team import run
+from dsv3_cpu.views import CODES, array, indices, planes, scratch_address
 
 _MOST_SCORES = 1 << 21  # of one tile, all heads
-_MOST_GROUP = 16
+_MOST_KEYS = 256  # of one task, unless that would be more than so many tasks
+_MOST_TASKS = 64
 
 
 def mla_decode(
@@ -26,17 +29,33 @@ def mla_decode(
     start: int,
 ) -> tuple[Tensor, Tensor]:
     tokens, heads, rank = q_c.shape
-    q = torch.cat((q_c, q_pe), dim=-1).to(torch.float32)
-    o = torch.zeros(tokens, heads, rank)
-    lse = torch.full((heads, tokens), float("-inf"))
+    rope = q_pe.shape[2]
+    o, lse = torch.empty_like(q_c, memory_format=torch.contiguous_format), torch.empty(heads, tokens)
     sequences = seq_lens.shape[0]
-    group = max(1, min(_MOST_GROUP, sequences * heads // (4 * torch.get_num_threads())))
-    work = tokens * heads * max_k * 2 * (rank + q_pe.shape[2])
-    absorbed(
-        work, array(q), indices(block_table), indices(seq_lens), indices(cu_q), scale, start, cache.ckv.shape[1], group,
-        *planes(cache), array(o), array(lse),
+    groups = -(-heads // HEADS)
+    splits = max(1, min(-(-(max_k - start) // _MOST_KEYS), _MOST_TASKS // max(1, sequences * groups)))
+    padded = -(-rank // WIDTH) * WIDTH
+    direct = cache.scale is None and rank == padded and rope % WIDTH == 0
+    work = tokens * heads * max_k * (rank + rope) // 2
+    up = -(-heads // 4) * 4
+    sums = scratch_address(splits * tokens * up * (padded + 2))
+    shape = (splits, tokens, up)
+    words = (
+        *words_of(array(q_c), array(q_pe), indices(block_table), indices(seq_lens), indices(cu_q)), float_word(float(scale)),
+        start, cache.ckv.shape[1], int(direct), *planes(cache), splits, sums, *shape, padded, sums + 4 * splits * tokens * up * padded,
+        *shape, 2, o.data_ptr(), tokens, heads, rank, lse.data_ptr(), heads, tokens,
     )  # fmt: skip
-    return o.to(q_c.dtype), lse
+    key = (q_c.dtype, q_pe.dtype, cache.ckv.dtype, cache.kpe.dtype)
+    program = _programs.get(key)
+    if program is None:
+        q, pe, plane, keys = (CODES[dtype] for dtype in key)
+        real = f"{q}:3,{pe}:3,i4:2,i4:1,i4:1,f,i,i,i,{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i,i,f4:4,f4:4,{q}:3,f4:2"
+        program = _programs[key] = absorbed.program(real)
+    run(program, work, words)
+    return o, lse
+
+
+_programs: dict[tuple[torch.dtype, ...], int] = {}
 
 
 def mla_prefill(

@@ -8,12 +8,12 @@ from torch import Tensor
 from dsv3.plugin import LatentCache
 from dsv3_cpu.kernels.latent import gather, store
 from dsv3_cpu.pointwise import apply_rope
-from dsv3_cpu.views import array, indices, planes
+from dsv3_cpu.views import array, indices, plane_arrays
 
 
 def kv_cache_write(ckv: Tensor, kpe: Tensor, slots: Tensor, cache: LatentCache) -> None:
     latents = array(ckv)
-    store(4 * latents.nbytes, latents, array(kpe), indices(slots), cache.ckv.shape[1], *planes(cache))
+    store(4 * latents.nbytes, latents, array(kpe), indices(slots), cache.ckv.shape[1], *plane_arrays(cache))
 
 
 def rope_cache_write(
@@ -36,7 +36,7 @@ def kv_cache_gather(cache: LatentCache, block_table: Tensor, seq_lens: Tensor, t
     if total:
         ends = (seq_lens.to(torch.int64) - start).clamp_min(0).cumsum(0)
         gather(
-            4 * ckv.numel(), indices(block_table), indices(seq_lens), array(ends), start, cache.ckv.shape[1], *planes(cache),
+            4 * ckv.numel(), indices(block_table), indices(seq_lens), array(ends), start, cache.ckv.shape[1], *plane_arrays(cache),
             array(ckv), array(kpe),
         )  # fmt: skip
     return ckv.to(cache.kpe.dtype), kpe.to(cache.kpe.dtype)

@@ -12,11 +12,15 @@ from typing import Any
 import numba
 from numba.core import config as _config
 
+from dsv3_cpu.parts import Part
+
 # Sums may be reordered and products contracted; NaN, infinity and -0 keep their meaning.
 _SUMS = frozenset({"reassoc", "contract", "arcp"})
 # numba makes its settings when it is imported; their types are not known before.
 config: Any = _config
 _OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+# Of functions that only kernels call: what Python would need to call them takes longer to compile than they do.
+_INNER: dict[str, Any] = {**_OPTIONS, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, "pipeline_class": Part}
 
 
 @functools.cache
@@ -51,12 +55,12 @@ def cached(decorate: Callable[..., Any], **options: Any) -> Any:
 
 def inner(function: Callable[..., Any]) -> Any:
     """A function that kernels call, with sums in any order."""
-    return numba.njit(fastmath=set(_SUMS), **_OPTIONS)(function)
+    return numba.njit(fastmath=set(_SUMS), **_INNER)(function)
 
 
 def strict(function: Callable[..., Any]) -> Any:
     """A function that kernels call, whose order of operations is kept."""
-    return numba.njit(fastmath={"contract"}, **_OPTIONS)(function)
+    return numba.njit(fastmath={"contract"}, **_INNER)(function)
 
 
 def called(*signatures: str) -> Callable[[Callable[..., Any]], Any]:
@@ -68,6 +72,6 @@ def overloads(stub: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """numba's `overload`, with sums in any order: the decorated function gets types, and returns what is compiled for them."""
     from numba.extending import overload
 
-    options = {**_OPTIONS, "fastmath": set(_SUMS)}
+    options = {**_INNER, "fastmath": set(_SUMS)}
     decorate: Any = overload
     return decorate(stub, jit_options=options, inline="never")

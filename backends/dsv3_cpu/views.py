@@ -26,6 +26,10 @@ _NUMBERS = {torch.float32: np.float32, torch.int32: np.int32, torch.int8: np.int
 _BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.int8}
 
 
+# Codes of signatures, see programs.Kernel.
+CODES = {torch.float32: "f4", torch.bfloat16: "u2", torch.float8_e4m3fn: "i1", torch.int8: "i1", torch.uint8: "u1"}
+
+
 def array(tensor: Tensor) -> Array:
     """The tensor's numbers or bits, contiguous, without a copy where it is."""
     if tensor.requires_grad:
@@ -199,6 +203,10 @@ class Plane:
     page: int
     slot: int
 
+    @functools.cached_property
+    def words(self) -> tuple[int, ...]:
+        return words_of(self.flat, self.page, self.slot)
+
     @classmethod
     def of(cls, tensor: Tensor) -> Plane:
         """tensor [pages, page_size, D], whose rows are contiguous."""
@@ -219,7 +227,13 @@ def plane(tensor: Tensor) -> Plane:
 _NO_SCALES = Plane(np.zeros(1, np.float32), 0, 0)
 
 
-def planes(cache: LatentCache) -> tuple[Any, ...]:
-    """The cache's planes as kernels take them: flat, page stride, slot stride of latents, of rotated keys, of scales."""
+def planes(cache: LatentCache) -> tuple[int, ...]:
+    """The cache's planes as the words of kernels: flat, page stride, slot stride of latents, of rotated keys, of scales."""
+    scale = cache.scale
+    return (*plane(cache.ckv).words, *plane(cache.kpe).words, *(_NO_SCALES if scale is None else plane(scale)).words)
+
+
+def plane_arrays(cache: LatentCache) -> tuple[Any, ...]:
+    """The same as arrays and integers."""
     parts = (plane(cache.ckv), plane(cache.kpe), _NO_SCALES if cache.scale is None else plane(cache.scale))
     return tuple(member for p in parts for member in (p.flat, p.page, p.slot))

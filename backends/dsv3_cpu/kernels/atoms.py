@@ -115,10 +115,15 @@ def call(typing, program, arguments, team, me, crew):
     return types.void(*[types.intp] * 5), generate
 
 
-@strict
-def word(team, index):
+@intrinsic
+def word(typing, team, index):
     """The address of a word of a team's memory."""
-    return team + 8 * index
+
+    def generate(context, builder, signature, arguments):
+        at = context.cast(builder, arguments[1], index, types.intp)
+        return builder.add(arguments[0], builder.mul(at, ir.Constant(_WORD, 8)))
+
+    return types.intp(types.intp, index), generate
 
 
 @strict
@@ -129,10 +134,16 @@ def rest(spins):
         _yield()
 
 
-@strict
-def take(team, phase):
+@intrinsic
+def take(typing, team, phase):
     """The next piece of work of a phase: 0, 1, 2 and so on over all threads."""
-    return add(word(team, COUNTERS + phase * LINE), 1)
+
+    def generate(context, builder, signature, arguments):
+        line = builder.mul(context.cast(builder, arguments[1], phase, types.intp), ir.Constant(_WORD, 8 * LINE))
+        at = builder.add(builder.add(arguments[0], ir.Constant(_WORD, 8 * COUNTERS)), line)
+        return builder.atomic_rmw("add", builder.inttoptr(at, _WORD.as_pointer()), ir.Constant(_WORD, 1), "seq_cst")
+
+    return types.intp(types.intp, phase), generate
 
 
 @strict

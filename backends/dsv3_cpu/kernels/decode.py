@@ -1,139 +1,211 @@
-"""Absorbed attention over the paged latent cache, with softmax accumulated block by block (Milakov and Gimelshein 2018)."""
+"""Absorbed attention over the paged latent cache, with softmax accumulated block by block (Milakov and Gimelshein 2018).
+
+A sequence's keys are split among tasks and a second phase merges what they found, so that one sequence occupies all threads.
+Where the cache's rows are whole vectors they are multiplied as they lie; else they are widened to float32 first.
+"""
 
 from __future__ import annotations
 
 import numpy as np
+from numba.core import types
 
-from dsv3_cpu.compile import inner
+from dsv3_cpu.compile import inner, overloads
+from dsv3_cpu.kernels.atoms import take, wait_for_all
+from dsv3_cpu.kernels.dots import dots, mix
+from dsv3_cpu.kernels.lanes import FORMATS, LANES
 from dsv3_cpu.kernels.latent import read
-from dsv3_cpu.kernels.numbers import exp, widen
+from dsv3_cpu.kernels.numbers import exp, put, widen
 from dsv3_cpu.programs import kernel
 
-BLOCK = 32  # keys that are widened at a time and then met by every head of a group
+BLOCK = 32  # keys that are met by every head of a group before the next ones
+HEADS = 8  # of a group
+WIDTH = FORMATS["f32"].numbers  # to whose multiple widened rows are padded
+_FOUR = 4  # heads at a time, HEADS being a multiple
 
 _NOTHING = np.float32(-np.inf)
+ATTEND, MERGE = 0, 1  # phases
+
+
+def score(flat, base, stride, count, q, q_stride, rows, size, parts, scores, h, scale, add):
+    """scores[h + c, i] = q[c] . row i at flat[base] * scale, added to what is there if told so, for c below `rows`, at most four,
+    and i below count; q arranged, at an address; size: numbers of a row."""
+
+
+@overloads(score)
+def _score(flat, base, stride, count, q, q_stride, rows, size, parts, scores, h, scale, add):
+    name = "bf16" if flat.dtype == types.uint16 else "f32"
+    multiply, item = dots(name, _FOUR, 2, 1), flat.dtype.bitwidth // 8
+
+    def run(flat, base, stride, count, q, q_stride, rows, size, parts, scores, h, scale, add):
+        for i in range(0, count, 2):
+            at = flat.ctypes.data + item * (base + i * stride)
+            multiply(at, item * stride, count - i, 0, 0, q, q_stride, rows, item * size, parts.ctypes.data)
+            for r in range(min(2, count - i)):
+                for c in range(rows):
+                    before = scores[h + c, i + r] if add else np.float32(0)
+                    scores[h + c, i + r] = before + parts[r * _FOUR + c] * scale
+
+    return run
+
+
+def gather_values(flat, base, stride, count, scores, h, shrink, acc, n, size):
+    """acc[n + c] = acc[n + c] * shrink[h + c] + scores[h + c] @ the rows at flat[base], for four heads."""
+
+
+@overloads(gather_values)
+def _gather_values(flat, base, stride, count, scores, h, shrink, acc, n, size):
+    name = "bf16" if flat.dtype == types.uint16 else "f32"
+    add, item = mix(name, _FOUR), flat.dtype.bitwidth // 8
+
+    def run(flat, base, stride, count, scores, h, shrink, acc, n, size):
+        p = scores.ctypes.data + 4 * h * scores.shape[1]
+        sums = acc.ctypes.data + 4 * n * acc.shape[1]
+        at = flat.ctypes.data + item * base
+        add(p, 4 * scores.shape[1], at, item * stride, count, shrink.ctypes.data + 4 * h, sums, 4 * acc.shape[1], size)
+
+    return run
+
+
+def latent_place(flat, k):
+    """Where number k of a latent is in the order of the cache's planes."""
+
+
+@overloads(latent_place)
+def _latent_place(flat, k):
+    if flat.dtype == types.uint16:
+        step = 2 * LANES
+        return lambda flat, k: k // step * step + k % 2 * LANES + (k % step) // 2
+    return lambda flat, k: k
 
 
 @inner
-def score_keys(q, t, h, block, count, scale, scores):
-    """scores[i] = q[t, h] . block[i] * scale for i below count, four keys at a time."""
-    for i in range(0, count, 4):
-        i1, i2, i3 = min(i + 1, count - 1), min(i + 2, count - 1), min(i + 3, count - 1)
-        a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-        for k in range(q.shape[2]):
-            v = q[t, h, k]
-            a += v * block[i, k]
-            b += v * block[i1, k]
-            c += v * block[i2, k]
-            d += v * block[i3, k]
-        scores[i] = a * scale
-        scores[i1] = b * scale
-        scores[i2] = c * scale
-        scores[i3] = d * scale
-
-
-@inner
-def weigh(scores, count, state, n):
-    """Scores of count keys to probabilities relative to the largest so far -> what earlier sums shrink by.
-
-    state[n]: the largest score, and the sum.
-    """
-    largest = state[n, 0]
+def weigh(scores, h, count, largest, total):
+    """Scores of count keys to probabilities relative to the largest so far -> (what earlier sums shrink by, the largest, the
+    sum)."""
+    most = largest
     for i in range(count):
-        if scores[i] > largest or scores[i] != scores[i]:
-            largest = scores[i]
-    shrink = exp(state[n, 0] - largest) if state[n, 0] > _NOTHING else np.float32(0)
-    total = state[n, 1] * shrink
+        if scores[h, i] > most or scores[h, i] != scores[h, i]:
+            most = scores[h, i]
+    shrink = exp(largest - most) if largest > _NOTHING else np.float32(0)
+    sums = np.float32(0)
     for i in range(count):
-        p = exp(scores[i] - largest) if scores[i] != _NOTHING else np.float32(0)
-        scores[i] = p
-        total += p
-    state[n, 0], state[n, 1] = largest, total
-    return shrink
-
-
-@inner
-def add_values(p, block, count, shrink, acc, n):
-    """acc[n] = acc[n] * shrink + p @ block's values, four keys at a time."""
-    rank = acc.shape[1]
-    for r in range(rank):
-        acc[n, r] *= shrink
-    for i in range(0, count, 4):
-        a = p[i]
-        # Keys past the last count nothing, and are not read: what is there may be NaN.
-        i1, b = (i + 1, p[i + 1]) if i + 1 < count else (i, np.float32(0))
-        i2, c = (i + 2, p[i + 2]) if i + 2 < count else (i, np.float32(0))
-        i3, d = (i + 3, p[i + 3]) if i + 3 < count else (i, np.float32(0))
-        for r in range(rank):
-            acc[n, r] += a * block[i, r] + b * block[i1, r] + c * block[i2, r] + d * block[i3, r]
+        p = exp(scores[h, i] - most) if scores[h, i] != _NOTHING else np.float32(0)
+        scores[h, i] = p
+        sums += p
+    return shrink, most, total * shrink + sums
 
 
 @kernel
 def absorbed(
-    team,
-    me,
-    crew,
-    q,
-    table,
-    lengths,
-    bounds,
-    scale,
-    start,
-    page_size,
-    group,
-    latents,
-    lp,
-    ls,
-    keys,
-    kp,
-    ks,
-    scales,
-    sp,
-    ss,
-    o,
-    lse,
-):
-    """q [T, Nh, R + P] float32; o [T, Nh, R] of zeros and lse [Nh, T] of -inf get the results. group: heads that share the
-    widening of a key; results do not depend on it."""
-    groups = (q.shape[1] + group - 1) // group
-    for p in range(me, lengths.shape[0] * groups, crew):
-        attend(p // groups, (p % groups) * group, group, q, table, lengths, bounds, np.float32(scale), start, page_size,
-               latents, lp, ls, keys, kp, ks, scales, sp, ss, o, lse)  # fmt: skip
+    team, me, crew, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks, scales, sp,
+    ss, splits, acc, state, o, lse,
+):  # fmt: skip
+    """q_c [T, Nh, R], q_pe [T, Nh, P] -> o [T, Nh, R], lse [Nh, T]. direct: rows of the cache are whole vectors, and not FP8.
+
+    acc [splits, T, Nh up to a multiple of four, R up to WIDTH] and state [splits, T, the same, 2] float32: scratch for the sums
+    of every split of the keys, and their largest score and total.
+    """
+    groups = (q_c.shape[1] + HEADS - 1) // HEADS
+    each = splits * groups
+    p = take(team, ATTEND)
+    while p < lengths.shape[0] * each:
+        s, part, group = p // each, p % each // groups, p % groups
+        attend(s, part, group * HEADS, q_c, q_pe, table, lengths, bounds, np.float32(scale), start, page_size, direct, latents,
+               lp, ls, keys, kp, ks, scales, sp, ss, splits, acc, state)  # fmt: skip
+        p = take(team, ATTEND)
+    wait_for_all(team, crew)
+    covered = bounds[lengths.shape[0]]
+    heads = q_c.shape[1]
+    total = np.empty(q_c.shape[2], np.float32)
+    p = take(team, MERGE)
+    while p < q_c.shape[0] * heads:
+        t, h = p // heads, p % heads
+        merge(acc, state, t, h, 0 if t >= covered or t < bounds[0] else splits, latents, direct, total, o, lse)
+        p = take(team, MERGE)
+
+
+@inner
+def merge(acc, state, t, h, splits, latents, direct, total, o, lse):
+    """The splits of one query and head together; no split that saw a key: zeros and -inf."""
+    most = _NOTHING
+    for part in range(splits):
+        if state[part, t, h, 1] != 0:
+            largest = state[part, t, h, 0]
+            most = largest if largest > most or largest != largest else most
+    total[:] = 0
+    whole = np.float32(0)
+    for part in range(splits):
+        if state[part, t, h, 1] != 0:
+            factor = exp(state[part, t, h, 0] - most)
+            whole += factor * state[part, t, h, 1]
+            for r in range(total.shape[0]):
+                total[r] += factor * acc[part, t, h, r]
+    over = np.float32(1) / whole if whole != 0 else np.float32(0)
+    for r in range(total.shape[0]):
+        put(o, (t, h, r), total[latent_place(latents, r) if direct else r] * over)
+    lse[h, t] = most + np.log(whole) if whole != 0 else _NOTHING
 
 
 @inner
 def attend(
-    s, h0, group, q, table, lengths, bounds, scale, start, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss, o, lse
-):
-    """Some heads of sequence s, from h0 on."""
-    rank, heads = o.shape[2], min(group, q.shape[1] - h0)
+    s, part, h0, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks, scales, sp, ss,
+    splits, acc, state,
+):  # fmt: skip
+    """One split of the keys of sequence s, for a group of heads from h0 on: sums into acc[part] and state[part]."""
+    rank, rope = q_c.shape[2], q_pe.shape[2]
+    heads = min(HEADS, q_c.shape[1] - h0)
     first, length = np.int64(bounds[s]), np.int64(lengths[s])
     queries = np.int64(bounds[s + 1]) - first
-    if queries <= 0 or length <= start:
+    padded, rope_padded = acc.shape[3], (rope + WIDTH - 1) // WIDTH * WIDTH
+    for j in range(queries):
+        for h in range(heads):
+            state[part, first + j, h0 + h, 0], state[part, first + j, h0 + h, 1] = _NOTHING, 0
+    span = max(0, length - start)
+    each = ((span + splits - 1) // splits + BLOCK - 1) // BLOCK * BLOCK
+    begin, end = start + part * each, min(length, start + (part + 1) * each)
+    if queries <= 0 or begin >= end:
         return
-    block = np.empty((BLOCK, q.shape[2]), np.float32)
-    scores = np.empty(BLOCK, np.float32)
-    state = np.zeros((queries * heads, 2), np.float32)
-    acc = np.zeros((queries * heads, rank), np.float32)
-    for n in range(queries * heads):
-        state[n, 0] = _NOTHING
-    for begin in range(start, length, BLOCK):
-        count = min(BLOCK, length - begin)
-        for i in range(count):
-            page, offset = np.int64(table[s, (begin + i) // page_size]), (begin + i) % page_size
-            read(latents, page * lp + offset * ls, scales, page * sp + offset * ss, rank, block, i)
-            for k in range(q.shape[2] - rank):
-                block[i, rank + k] = widen(keys[page * kp + offset * ks + k])
+    wide = padded + rope_padded
+    q = np.zeros((queries * HEADS, wide), np.float32)
+    for j in range(queries):
+        for h in range(heads):
+            for r in range(rank):
+                q[j * HEADS + h, latent_place(latents, r) if direct else r] = widen(q_c[first + j, h0 + h, r])
+            for r in range(rope):
+                q[j * HEADS + h, padded + (latent_place(keys, r) if direct else r)] = widen(q_pe[first + j, h0 + h, r])
+            for r in range(padded):
+                acc[part, first + j, h0 + h, r] = 0
+    block = np.zeros((0 if direct else BLOCK, wide), np.float32)
+    flat_block = block.reshape(block.size)
+    scores, parts, shrink = np.zeros((HEADS, BLOCK), np.float32), np.empty(2 * _FOUR, np.float32), np.empty(HEADS, np.float32)
+    while begin < end:
+        page, offset = np.int64(table[s, begin // page_size]), begin % page_size
+        count = min(BLOCK, min(end - begin, page_size - offset))
+        if not direct:
+            for i in range(count):
+                at = offset + i
+                read(latents, page * lp + at * ls, scales, page * sp + at * ss, rank, block, i)
+                for k in range(rope):
+                    block[i, padded + k] = widen(keys[page * kp + at * ks + k])
         for j in range(queries):
             seen = min(count, length - queries + j + 1 - begin)
             if seen > 0:
-                for h in range(heads):
-                    score_keys(q, first + j, h0 + h, block, seen, scale, scores)
-                    add_values(scores, block, seen, weigh(scores, seen, state, j * heads + h), acc, j * heads + h)
-    for n in range(queries * heads):
-        t, h = first + n // heads, h0 + n % heads
-        if state[n, 0] != _NOTHING:
-            over = np.float32(1) / state[n, 1]
-            for r in range(rank):
-                o[t, h, r] = acc[n, r] * over
-            lse[h, t] = state[n, 0] + np.log(state[n, 1])
+                for h in range(0, heads, _FOUR):
+                    row = q.ctypes.data + 4 * (j * HEADS + h) * wide
+                    some = min(_FOUR, heads - h)
+                    if direct:
+                        at = page * lp + offset * ls
+                        score(latents, at, ls, seen, row, 4 * wide, some, rank, parts, scores, h, scale, False)
+                        score(keys, page * kp + offset * ks, ks, seen, row + 4 * padded, 4 * wide, some, rope, parts, scores, h,
+                              scale, True)  # fmt: skip
+                    else:
+                        score(flat_block, 0, wide, seen, row, 4 * wide, some, wide, parts, scores, h, scale, False)
+                    for c in range(some):
+                        known = state[part, first + j, h0 + h + c]
+                        shrink[h + c], known[0], known[1] = weigh(scores, h + c, seen, known[0], known[1])
+                    sums = acc[part, first + j]
+                    if direct:
+                        gather_values(latents, page * lp + offset * ls, ls, seen, scores, h, shrink, sums, h0 + h, rank)
+                    else:
+                        gather_values(flat_block, 0, wide, seen, scores, h, shrink, sums, h0 + h, padded)
+        begin += count

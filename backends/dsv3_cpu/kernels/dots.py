@@ -21,12 +21,12 @@ SHAPES = {1: 2, 2: 2, 4: 1}  # rows of x: rows of the weight; sums and operands 
 class _Emitter:
     """Builds the loop for one format and shape."""
 
-    def __init__(self, context: Any, builder: Any, form: Format, rows: int, columns: int, grouped: bool) -> None:
-        self.context, self.b, self.form, self.rows, self.columns, self.grouped = context, builder, form, rows, columns, grouped
+    def __init__(self, builder: Any, form: Format, rows: int, columns: int, grouped: bool, chains: int) -> None:
+        self.b, self.form, self.rows, self.columns, self.grouped, self.chains = builder, form, rows, columns, grouped, chains
         zero = constant(F32, 0.0)
         self.sums = {
             (r, c, a): cgutils.alloca_once_value(builder, zero)
-            for r in range(rows) for c in range(columns) for a in range(1 if grouped else 2)
+            for r in range(rows) for c in range(columns) for a in range(chains)
         }  # fmt: skip
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:
@@ -44,7 +44,7 @@ class _Emitter:
             for c in range(self.columns):
                 if factor is None:
                     for p in range(planes):
-                        self._add(self.sums[r, c, p % 2], decoded[p], x[c][p])
+                        self._add(self.sums[r, c, p % self.chains], decoded[p], x[c][p])
                 else:
                     self._add(self.sums[r, c, 0], factor, self._group(decoded, x[c]))
 
@@ -59,7 +59,7 @@ class _Emitter:
 
     def total(self, r: int, c: int) -> Any:
         value = self.b.load(self.sums[r, c, 0])
-        if not self.grouped:
+        if self.chains == 2:
             value = self.b.fadd(value, self.b.load(self.sums[r, c, 1]))
         kind = ir.FunctionType(F32, [F32, value.type])
         reduce = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.vector.reduce.fadd.v{value.type.count}f32")
@@ -67,14 +67,14 @@ class _Emitter:
 
 
 @functools.cache
-def dots(name: str, columns: int) -> Any:
+def dots(name: str, columns: int, rows: int = 0, chains: int = 2) -> Any:
     """An intrinsic (w, stride, rows, s, s_stride, x, x_stride, columns, size, out): out[r * columns + c], float32, is the sum of
-    row r of the weight times row c of x, for SHAPES[columns] rows and `columns` columns.
+    row r of the weight times row c of x, for `rows` (else SHAPES[columns]) rows and `columns` columns.
 
     w, s, x, out: addresses; strides in bytes; rows, columns: how many there are, beyond which the last counts again; size: bytes
     of a row of the weight. x is arranged, and zero up to a whole step. s: INT4's scales, by which each group is multiplied.
     """
-    form, grouped, rows = FORMATS[name], name == "int4", SHAPES[columns]
+    form, grouped, rows = FORMATS[name], name == "int4", rows or SHAPES[columns]
 
     @intrinsic
     def multiply(typing, w, stride, count, s, s_stride, x, x_stride, width, size, out):
@@ -91,7 +91,7 @@ def dots(name: str, columns: int) -> Any:
 
             ws, xs = several(w, stride, count, rows), several(x, x_stride, width, columns)
             ss = several(s, s_stride, count, rows)
-            made = _Emitter(context, b, form, rows, columns, grouped)
+            made = _Emitter(b, form, rows, columns, grouped, 1 if grouped else chains)
             steps = b.sdiv(size, ir.Constant(I64, form.size))
 
             def scales(step: Any) -> list[Any]:
@@ -130,3 +130,52 @@ def _copied(b: Any, address: Any, size: Any, whole: int) -> Any:
     with cgutils.for_range(b, size) as loop:
         b.store(b.load(b.gep(source, [loop.index])), b.gep(target, [loop.index]))
     return b.ptrtoint(place, I64)
+
+
+@functools.cache
+def mix(name: str, rows: int) -> Any:
+    """An intrinsic (p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size): sums[r] = sums[r] * shrink[r] + the sum over
+    i below count of p[r, i] * v[i], for `rows` rows.
+
+    All are addresses, strides in bytes; p, shrink, sums float32; v in the format, sums in the order of its planes; size: numbers
+    of a row, a multiple of two vectors.
+    """
+    form = FORMATS[name]
+    pair = 4 * vector(F32).count * 2  # bytes of two vectors of sums
+
+    @intrinsic
+    def add(typing, p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size):
+        def generate(context, b, signature, arguments):
+            p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size = arguments
+            made = _Emitter(b, form, 0, 0, False, 1)
+
+            def row(base: Any, stride: Any, r: int) -> Any:
+                return b.add(base, b.mul(stride, ir.Constant(I64, r)))
+
+            factors = [splat(b, read(b, b.add(shrink, ir.Constant(I64, 4 * r)), F32)) for r in range(rows)]
+            with cgutils.for_range(b, b.sdiv(b.mul(size, ir.Constant(I64, 4)), ir.Constant(I64, pair))) as outer:
+                places = [b.add(row(sums, sums_stride, r), b.mul(outer.index, ir.Constant(I64, pair))) for r in range(rows)]
+                held = [
+                    [
+                        cgutils.alloca_once_value(b, b.fmul(read(b, at, vector(F32), pair // 2 * j), factors[r]))
+                        for j in range(2)
+                    ]
+                    for r, at in enumerate(places)
+                ]
+                step = b.mul(outer.index, ir.Constant(I64, form.size * 2 // form.planes))
+                with cgutils.for_range(b, count) as loop:
+                    values = form.decode(b, b.add(b.add(v, b.mul(loop.index, v_stride)), step), 2)
+                    for r in range(rows):
+                        at = b.add(row(p, p_stride, r), b.mul(loop.index, ir.Constant(I64, 4)))
+                        weight = splat(b, read(b, at, F32))
+                        for j in range(2):
+                            made._add(held[r][j], weight, values[j])
+                for r, at in enumerate(places):
+                    for j in range(2):
+                        to = b.add(at, ir.Constant(I64, pair // 2 * j))
+                        b.store(b.load(held[r][j]), b.inttoptr(to, vector(F32).as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 9), generate
+
+    return add

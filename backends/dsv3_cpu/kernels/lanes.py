@@ -72,15 +72,15 @@ class Format:
 class Float32(Format):
     planes, size = 4, 16 * LANES
 
-    def decode(self, b: Any, address: Any) -> list[Any]:
-        return [read(b, address, vector(F32), 4 * LANES * p) for p in range(4)]
+    def decode(self, b: Any, address: Any, planes: int = 4) -> list[Any]:
+        return [read(b, address, vector(F32), 4 * LANES * p) for p in range(planes)]
 
 
 class BFloat16(Format):
     planes, size = 2, 4 * LANES
     interleaved = True
 
-    def decode(self, b: Any, address: Any) -> list[Any]:
+    def decode(self, b: Any, address: Any, planes: int = 2) -> list[Any]:
         both = read(b, address, vector(I32))
         found = b.shl(both, constant(I32, 16)), b.and_(both, constant(I32, -(1 << 16)))
         return [b.bitcast(v, vector(F32)) for v in found]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from dsv3_cpu.compile import overloads, strict
+from dsv3_cpu.compile import strict
 
 
 @intrinsic
@@ -44,15 +46,6 @@ def half_of(typing, bits):
 def fp8(code):
     """An e4m3fn code (int8) that is a number, times 2^-8, exactly: its bits moved to where float16 has its own."""
     return half_of(np.int16((np.int16(code) << 7) & -0x4080))
-
-
-@strict
-def to_bf16(value):
-    """float32 to the bits of bfloat16, to nearest even; NaN stays NaN."""
-    bits = bits_of(value)
-    if value != value:
-        return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
 @strict
@@ -95,31 +88,45 @@ def sigmoid(x):
     return np.float32(1) / (np.float32(1) + exp(-x))
 
 
-def widen(value):
-    """A stored number as float32."""
+def _bf16(builder, value):
+    """float32 to the bits of bfloat16, to nearest even; NaN stays NaN."""
+    word, short = ir.IntType(32), ir.IntType(16)
+    bits = builder.bitcast(value, word)
+    high = builder.lshr(bits, ir.Constant(word, 16))
+    up = builder.add(ir.Constant(word, 0x7FFF), builder.and_(high, ir.Constant(word, 1)))
+    rounded = builder.lshr(builder.add(bits, up), ir.Constant(word, 16))
+    quiet = builder.or_(high, ir.Constant(word, 0x40))
+    return builder.trunc(builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded), short)
 
 
-@overloads(widen)
-def _widen(value):
-    if value == types.uint16:
-        return lambda value: float_of(np.uint32(value) << np.uint32(16))
-    return lambda value: np.float32(value)
+@intrinsic
+def widen(typing, value):
+    """A stored number as float32: bfloat16 is uint16."""
+
+    def generate(context, builder, signature, arguments):
+        if value != types.uint16:
+            return context.cast(builder, arguments[0], value, types.float32)
+        word = builder.zext(arguments[0], ir.IntType(32))
+        return builder.bitcast(builder.shl(word, ir.Constant(ir.IntType(32), 16)), ir.FloatType())
+
+    return types.float32(value), generate
 
 
-def put(out, index, value):
+@intrinsic
+def put(typing, out, index, value):
     """out[index] = value, rounded to what out holds."""
+    setter = typing.resolve_function_type(operator.setitem, (out, index, out.dtype), {})
 
+    def generate(context, builder, signature, arguments):
+        array, at, number = arguments
+        stored = (
+            _bf16(builder, number) if out.dtype == types.uint16 else context.cast(builder, number, types.float32, out.dtype)
+        )
+        store = context.get_function(operator.setitem, setter)
+        store(
+            builder,
+            (context.cast(builder, array, out, setter.args[0]), context.cast(builder, at, index, setter.args[1]), stored),
+        )
+        return context.get_dummy_value()
 
-@overloads(put)
-def _put(out, index, value):
-    if out.dtype == types.uint16:
-
-        def store_bf16(out, index, value):
-            out[index] = to_bf16(value)
-
-        return store_bf16
-
-    def store(out, index, value):
-        out[index] = value
-
-    return store
+    return types.void(out, index, types.float32), generate

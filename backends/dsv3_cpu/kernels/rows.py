@@ -7,8 +7,12 @@ slice costs numba more to compile than a loop, and a reference count.
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
+from llvmlite import ir
 from numba.core import types
+from numba.extending import intrinsic
 
 from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.kernels.lanes import FORMATS, GROUP, LANES
@@ -60,32 +64,21 @@ def _decode(w, s, e, n, out, i):
     return {"fp8": from_fp8, "int8": from_int8, "int4": from_int4}.get(kind(w, s), from_real)
 
 
-def padded(w, s, size):
-    """Numbers of a row of `size` rounded up to whole steps of the weight's format."""
-
-
-@overloads(padded)
-def _padded(w, s, size):
-    step = FORMATS[kind(w, s)].numbers
-    return lambda w, s, size: (size + step - 1) // step * step
-
-
-def place(w, s, k):
+@intrinsic
+def place(typing, w, s, k):
     """Where number k of a row of x is once it is arranged for this weight."""
-
-
-@overloads(place)
-def _place(w, s, k):
     form = FORMATS[kind(w, s)]
-    step, planes = form.numbers, form.planes
-    if not form.interleaved:
-        return lambda w, s, k: k
 
-    def interleaved(w, s, k):
-        base = k // step * step
-        return base + (k - base) % planes * LANES + (k - base) // planes
+    def generate(context, builder, signature, arguments):
+        number = context.cast(builder, arguments[2], k, types.intp)
+        if not form.interleaved:
+            return number
+        step, planes = ir.Constant(number.type, form.numbers), ir.Constant(number.type, form.planes)
+        within = builder.srem(number, step)
+        plane = builder.mul(builder.srem(within, planes), ir.Constant(number.type, LANES))
+        return builder.add(builder.add(builder.sub(number, within), plane), builder.sdiv(within, planes))
 
-    return interleaved
+    return types.intp(w, s, k), generate
 
 
 def arrange(w, s, x, t, out, i):
@@ -169,12 +162,19 @@ def _ready(w, s, e, first, x, index, i, rows, out, undo):
     return scaled if kind(w, s) == "fp8" else same
 
 
-def row_factor(w, s, e, n):
-    """By which sums of a row of a weight are multiplied: INT8's scale."""
+@intrinsic
+def row_factor(typing, w, s, e, n):
+    """By which sums of a row of a weight are multiplied: INT8's scale, else 1."""
+    scaled = kind(w, s) == "int8"
+    index = types.UniTuple(types.intp, 2)
+    getter = typing.resolve_function_type(operator.getitem, (s, index), {}) if scaled else None
 
+    def generate(context, builder, signature, arguments):
+        if getter is None:
+            return ir.Constant(ir.FloatType(), 1.0)
+        at = context.make_tuple(
+            builder, index, [context.cast(builder, v, t, types.intp) for v, t in zip(arguments[2:], (e, n))]
+        )
+        return context.get_function(operator.getitem, getter)(builder, (arguments[1], at))
 
-@overloads(row_factor)
-def _row_factor(w, s, e, n):
-    if kind(w, s) == "int8":
-        return lambda w, s, e, n: s[e, n]
-    return lambda w, s, e, n: np.float32(1)
+    return types.float32(w, s, e, n), generate
