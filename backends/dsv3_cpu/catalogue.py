@@ -52,8 +52,15 @@ def _products() -> list[Kernel]:
         found += _by_rows("fused_experts", "experts:fused_experts", scheme, needs)
         found += _dense("grouped_linear", scheme, "experts:grouped_linear", "M", needs)
         if scheme != "int8-w8a8":
+            found.append(_prolog(scheme))
             found.append(_kernel("moe", f"{scheme}-few", "experts:moe_few", *needs, AtMost("T", _MANY - 1), **_ON_HOST))
     return found
+
+
+def _prolog(scheme: str) -> Kernel:
+    half = [_HALF] if scheme.startswith("fp8") else []
+    return _kernel("mla_prolog", f"{scheme}-few", "prolog:mla_prolog", DType("x", *_REAL), _CACHE, Scheme(scheme), *half,
+                   AtMost("T", _MANY - 1))  # fmt: skip
 
 
 # Offsets are read on the host, which is where they are; a graph could not hold that.

@@ -1,0 +1,107 @@
+"""Everything of absorbed attention before the attention itself, for a few tokens, by one kernel."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsv3.plugin import LatentCache, Prepared
+from dsv3_cpu.kernels.prolog import prolog
+from dsv3_cpu.programs import float_word, words_of
+from dsv3_cpu.team import crew_size, run
+from dsv3_cpu.views import CODES, Weight, dense, flat, indices, kept, planes, remembered, signature_of, weight
+
+
+def mla_prolog(
+    x: Tensor,
+    weights: Mapping[str, Any],
+    positions: Tensor,
+    cos_sin: Tensor,
+    slots: Tensor,
+    cache: LatentCache,
+    eps: float,
+    n_heads: int,
+) -> tuple[Tensor, Tensor]:
+    x, known = dense(x), _weights(weights)
+    tokens, rope = x.shape[0], cache.kpe.shape[2]
+    q_c = torch.empty(tokens, n_heads, known.rank, dtype=x.dtype)
+    q_pe = torch.empty(tokens, n_heads, rope, dtype=x.dtype)
+    table, place, to = kept(cos_sin), indices(positions), indices(slots)
+    words = (
+        *known.words, x.data_ptr(), *x.shape, *words_of(place, table, to), cache.ckv.shape[1], *planes(cache), float_word(float(eps)),
+        known.tile(), *known.scratch(tokens), q_c.data_ptr(), *q_c.shape, q_pe.data_ptr(), *q_pe.shape,
+    )  # fmt: skip
+    key = (x.dtype, cache.ckv.dtype, cache.kpe.dtype)
+    program = known.programs.get(key)
+    if program is None:
+        code, plane, keys = (CODES[dtype] for dtype in key)
+        step = (
+            f"{code}:2,i4:1,f4:2,i4:1,i,{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i,f,i,f4:2,f4:2,f4:2,f4:2,f4:2,f4:2,{code}:3,{code}:3"
+        )
+        program = known.programs[key] = prolog.program(f"{known.signature},{step}")
+    run(program, known.bytes, words)
+    return q_c, q_pe
+
+
+class _Weights:
+    """The weights of one layer as the kernel takes them, and scratch for every number of tokens that there was."""
+
+    def __init__(self, weights: Mapping[str, Prepared | Tensor]) -> None:
+        second = weights.get("q_b", weights.get("q"))
+        self.q_b, self.kv_a = weight(_prepared(second)), weight(_prepared(weights["kv_a"]))
+        low = weights.get("q_a")
+        self.q_a = self.q_b.nothing() if low is None else weight(_prepared(low))
+        uk, norm = _tensor(weights["w_uk"]), kept(_tensor(weights["kv_a_norm"]))
+        q_norm = np.empty(0, norm.dtype) if low is None else kept(_tensor(weights["q_a_norm"]))
+        self.rank, self.up = int(uk.shape[2]), flat(uk)
+        parts = (self.q_a, self.q_b, self.kv_a)
+        others = (q_norm, norm, self.up)
+        self.words = (*(word for w in parts for word in w.words), *words_of(*others), *uk.stride())
+        self.signature = ",".join([*(w.signature for w in parts), signature_of(others), "i,i,i"])
+        self.bytes = sum(w.expert_bytes for w in parts)
+        self.programs: dict[Any, int] = {}
+        self._spaces = threading.local()  # two threads of Python may run one layer
+
+    def tile(self) -> int:
+        """Rows of a weight that a thread takes at a time."""
+        return next((tile for tile in (64, 32) if self.kv_a.rows + self.q_a.rows >= 4 * tile * crew_size()), 16)
+
+    def scratch(self, tokens: int) -> tuple[int, ...]:
+        """The words of the kernel's scratch."""
+        spaces: dict[Any, Any] = self._spaces.__dict__
+        found = spaces.get(tokens)
+        if found is None:
+            width, low = self.kv_a.columns, self.q_a.rows
+            sizes = (
+                self.q_a.padded(width) if low else 0, self.kv_a.padded(width), low, self.q_b.padded(low or width), self.kv_a.rows,
+                self.q_b.rows,
+            )  # fmt: skip
+            arrays = [np.empty((tokens, size), np.float32) for size in sizes]
+            found = spaces[tokens] = arrays, words_of(*arrays)
+        words: tuple[int, ...] = found[1]
+        return words
+
+
+def _prepared(w: Any) -> Prepared:
+    if not isinstance(w, Prepared):
+        raise TypeError(f"a weight of mla_prolog is a {type(w).__name__}, not Prepared")
+    return w
+
+
+def _tensor(w: Any) -> Tensor:
+    if not isinstance(w, Tensor):
+        raise TypeError(f"a weight of mla_prolog is a {type(w).__name__}, not a tensor")
+    return w
+
+
+_known: dict[int, Any] = {}
+
+
+def _weights(weights: Mapping[str, Any]) -> _Weights:
+    kv_a: Prepared = weights["kv_a"]
+    return remembered(_known, kv_a.tensors["weight"], lambda _: _Weights(weights))
