@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dsv3.bench import memory
 from dsv3.bench.ceiling import Ceilings
 from dsv3.bench.cost import Cost
+from dsv3.bench.ops import operator_rows, profile_figures
+from dsv3.bench.profile import profile
 from dsv3.bench.results import Figure, Point, Result, measured, subject_of
 from dsv3.bench.session import Session
 from dsv3.engine.model import Model
@@ -15,9 +17,12 @@ Load = Callable[[], Model]
 Ceil = Callable[[Model], Ceilings]
 
 
-def bench_decode(load: Load, ceilings: Ceil, *, batch: int, context: int, tokens: int, repeats: int) -> Result:
+def bench_decode(
+    load: Load, ceilings: Ceil, *, batch: int, context: int, tokens: int, repeats: int, profiled: bool = False
+) -> Result:
     """Prefill `batch` sequences of `context` random tokens, then `repeats` times decode `tokens` steps from there, after a turn
-    that is not counted. Peak memory is of loading and running, the ceilings' own buffer aside."""
+    that is not counted. Peak memory is of loading and running, the ceilings' own buffer aside. profiled: also how the time of a
+    step divides over operators."""
     watch = memory.Watch()
     model = load()
     with watch.aside():
@@ -39,6 +44,11 @@ def bench_decode(load: Load, ceilings: Ceil, *, batch: int, context: int, tokens
     if cost.distinct:
         result.notes.append(f"{cost.distinct:.1f} different experts per MoE layer in the first step")
     result.notes += watch.notes
+    if profiled:
+        session.eager = True
+        found = profile(model, lambda: session.step(session.first, 0), tokens * repeats)
+        result.figures += profile_figures(found, "profiled")
+        result.rows = operator_rows(found)
     return result
 
 

@@ -22,6 +22,7 @@ from dsv3.graph.config import ModelConfig
 KIND, SCHEMA = "dsv3 bench", 1
 Better = Literal["more", "less", ""]
 Bound = Literal["read", "matmul", ""]
+_UNREST = 1.2  # a ratio of ceilings above which a run is worth little
 _FORMATS = ("quant_method", "scale_fmt", "quant_activations", "torch_dtype")
 
 
@@ -95,6 +96,13 @@ class Result:
             "notes": self.notes, "version": __version__, "torch": torch.__version__, "python": platform.python_version(),
             "machine": platform.machine(), "cores": os.cpu_count(),
         }  # fmt: skip
+
+
+def unrest(before: Ceilings, after: Ceilings) -> list[str]:
+    """A note where the machine itself was not the same before and after."""
+    pairs = [("reading", before.read_gb_s, after.read_gb_s), ("products", before.gflop_s, after.gflop_s)]
+    changed = [f"{what} {a:.1f} before, {b:.1f} after" for what, a, b in pairs if max(a, b) > _UNREST * min(a, b)]
+    return [f"the machine was not quiet ({'; '.join(changed)}): measure again"] if changed else []
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:

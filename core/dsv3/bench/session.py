@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 
 from dsv3.bench.cost import Cost, step_cost
+from dsv3.bench.routed import routed, seen_by_moe
 from dsv3.engine.cache import Run
 from dsv3.engine.generate import PREFILL_TOKENS
 from dsv3.engine.model import Model
 from dsv3.engine.options import MAX_BATCH, check_options
 from dsv3.engine.sequence import Sequence
 from dsv3.errors import UsageError
-from dsv3.graph.mlp import Moe
-from dsv3.ops import spec
 
 
 def random_ids(vocabulary: int, count: int, seed: int) -> list[int]:
@@ -28,9 +24,9 @@ def random_ids(vocabulary: int, count: int, seed: int) -> list[int]:
 
 class Session:
     """`batch` sequences of `context` random tokens each, and room for `tokens` more. Decoding starts from the same context each
-    time: what an earlier run wrote behind it is overwritten."""
+    time: what an earlier run wrote behind it is overwritten. eager: steps are never replayed as graphs."""
 
-    def __init__(self, model: Model, batch: int, context: int, tokens: int) -> None:
+    def __init__(self, model: Model, batch: int, context: int, tokens: int, eager: bool = False) -> None:
         limit = model.config.max_position_embeddings
         if context + tokens > limit:
             raise UsageError(f"a context of {context} and {tokens} more are over the {limit} positions of this model")
@@ -38,7 +34,7 @@ class Session:
             raise UsageError(f"a batch of {batch}; this engine decodes at most {MAX_BATCH} sequences together")
         sampling = check_options(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
         prompts = [random_ids(model.config.vocab_size, context, seed) for seed in range(batch)]
-        self.model, self.context = model, context
+        self.model, self.context, self.eager = model, context, eager
         self.owners = [Sequence(p, sampling, 0, tokens, frozenset(), None, row) for row, p in enumerate(prompts)]
         self.cache = model.new_cache([context + tokens + 1] * batch)
         self.first: list[int] = []
@@ -71,7 +67,11 @@ class Session:
     def step(self, last: list[int], n: int) -> list[int]:
         """The next token of every sequence after the n-th."""
         at = self.context + n
-        hidden, _, logits = self.model.decode(self.cache, self._runs(last, at))
+        runs = self._runs(last, at)
+        if self.eager:
+            hidden, logits = self.model.forward(self.cache, runs, True)[0], None
+        else:
+            hidden, _, logits = self.model.decode(self.cache, runs)
         if logits is None:
             logits = self.model.head(hidden)
         return self.model.sample(logits, self.owners, [at + 1] * len(self.owners))
@@ -97,34 +97,3 @@ class Session:
         """Of the prompts, as if they were one step."""
         lengths = [self.context] * len(self.owners)
         return step_cost(self.model.config, self.model.graph.w, self.cache.layers, lengths, lengths, False)
-
-
-_ROUTING = ("gate", "bias", "n_group", "topk_group", "topk", "score", "group_score", "renormalize", "scale")
-
-
-def routed(arguments: dict[str, Any]) -> int:
-    """Different experts that a call of `moe` goes to."""
-    _, ids = spec("route").reference(x=arguments["x"], **{name: arguments[name] for name in _ROUTING})
-    return int(ids.unique().numel())
-
-
-@contextmanager
-def seen_by_moe(model: Model) -> Iterator[list[dict[str, Any]]]:
-    """While open, the arguments of every call of a MoE layer are kept, in order."""
-    sites = [block.mlp.moe for block in model.graph.blocks if isinstance(block.mlp, Moe)]
-    kept, seen = [list(site) for site in sites], []
-
-    def spied(kernel: Any) -> Any:
-        def spy(**arguments: Any) -> Any:
-            seen.append({**arguments, "x": arguments["x"].clone()})
-            return kernel(**arguments)
-
-        return spy
-
-    for site in sites:
-        site[:] = [spied(kernel) for kernel in site]
-    try:
-        yield seen
-    finally:
-        for site, kernels in zip(sites, kept, strict=True):
-            site[:] = kernels

@@ -23,9 +23,10 @@ def main(arguments: argparse.Namespace) -> int:
     _check(arguments, settings)
     old = None
     if arguments.compare is not None:
-        from dsv3.bench.compare import read
+        from dsv3.bench.compare import check_same, read
 
         old = read(Path(arguments.compare))
+        check_same(old, arguments.bench, _numbers(arguments))
     result = _measure(arguments, settings)
     if old is not None:
         from dsv3.bench.compare import compare
@@ -66,6 +67,14 @@ def _check(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
         from dsv3.bench.plot import check_plot
 
         check_plot(Path(arguments.plot))
+
+
+def _numbers(arguments: argparse.Namespace) -> dict[str, int]:
+    """What of the subject is known before anything is loaded."""
+    found = {name: value for name in ("batch", "tokens") if (value := getattr(arguments, name, None)) is not None}
+    if getattr(arguments, "phase", "decode") == "prefill":
+        found["tokens"] = 0
+    return {**found, **({"context": max(contexts(arguments))} if contexts(arguments) else {})}
 
 
 def contexts(arguments: argparse.Namespace) -> list[int]:
@@ -109,10 +118,36 @@ def _decode(arguments: argparse.Namespace, load: Callable[[], Model]) -> Result:
     from dsv3.bench.decode import bench_decode
 
     a = arguments
-    return bench_decode(load, ceilings, batch=a.batch, context=a.context, tokens=a.tokens, repeats=a.repeat)
+    return bench_decode(load, ceilings, batch=a.batch, context=a.context, tokens=a.tokens, repeats=a.repeat, profiled=a.profile)
 
 
-_SUBJECTS: dict[str, Callable[[argparse.Namespace, Callable[[], Any]], Any]] = {"decode": _decode}
+def _prefill(arguments: argparse.Namespace, load: Callable[[], Model]) -> Result:
+    from dsv3.bench.prefill import bench_prefill
+
+    return bench_prefill(load, ceilings, batch=arguments.batch, contexts=contexts(arguments), repeats=arguments.repeat)
+
+
+def _load(arguments: argparse.Namespace, load: Callable[[], Model]) -> Result:
+    from dsv3.bench.load import bench_load
+
+    return bench_load(load, ceilings, model=settings_of(arguments)["model"], repeats=arguments.repeat)
+
+
+def _ops(arguments: argparse.Namespace, load: Callable[[], Model]) -> Result:
+    from dsv3.bench.ops import bench_ops
+
+    a = arguments
+    return bench_ops(
+        load, ceilings, phase=a.phase, batch=a.batch, context=a.context, tokens=a.tokens, repeats=a.repeat
+    )  # fmt: skip
+
+
+_SUBJECTS: dict[str, Callable[[argparse.Namespace, Callable[[], Any]], Any]] = {
+    "decode": _decode,
+    "prefill": _prefill,
+    "load": _load,
+    "ops": _ops,
+}
 
 
 def _say(text: str) -> None:

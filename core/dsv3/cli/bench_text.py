@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 def shown(result: Result) -> str:
     """Ceilings, figures, rows, notes."""
+    from dsv3.bench.results import unrest
+
     s = result.subject
     size = ", ".join(
         f"{name} {value}" for name, value in (("batch", s.batch), ("context", s.context), ("tokens", s.tokens)) if value
@@ -23,13 +25,13 @@ def shown(result: Result) -> str:
     parts = [head, _ceilings(result.before, result.after, result.best), figures(result.figures)]
     if result.rows:
         parts.append(rows(result.rows))
-    if result.notes:
-        parts.append("\n".join(f"note: {note}" for note in result.notes))
+    if notes := [*result.notes, *unrest(result.before, result.after)]:
+        parts.append("\n".join(f"note: {note}" for note in notes))
     return "\n\n".join(parts)
 
 
 def _ceilings(before: Ceilings, after: Ceilings, best: Ceilings) -> str:
-    lines = [("this machine, this run", "before", "after", "best")]
+    lines: list[tuple[str, ...]] = [("this machine, this run", "before", "after", "best")]
     for name, label, unit in (
         ("read_gb_s", "read", "GB/s"), ("read_median_gb_s", "read, median", "GB/s"),
         ("read_one_gb_s", "read, one core", "GB/s"),
