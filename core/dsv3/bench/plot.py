@@ -1,5 +1,5 @@
-"""The roofline as a picture: FLOP per byte against GFLOP per second, both logarithmic, under the ceilings of the same run. An SVG
-that needs nothing else, light or dark as its viewer is."""
+"""The roofline as a picture: FLOP per byte against GFLOP per second, both logarithmic, under the ceilings of the same run. An
+SVG that needs nothing else, light or dark as its viewer is."""
 
 from __future__ import annotations
 
@@ -127,35 +127,23 @@ def _roof(x: Axis, y: Axis, gb_s: float, gflop_s: float) -> list[str]:
 
 
 def _dots(points: Sequence[Point], x: Axis, y: Axis) -> list[str]:
-    """Dots, and names beside the first so many, moved down or up until they do not cover each other."""
-    parts: list[str] = []
+    """Dots, and names beside the first so many, from the highest down: a name that would cover another goes below it."""
+    parts = []
+    for p in points:
+        title = escaped(f"{p.label}: {p.gflop_s:,.3g} GFLOP/s at {p.intensity:,.3g} FLOP per byte")
+        at, height, size = x.at(math.log10(p.intensity)), y.at(math.log10(p.gflop_s)), 6 if p.kind == "workload" else 4.5
+        parts.append(f'<circle class="{p.kind}" cx="{at:.1f}" cy="{height:.1f}" r="{size}"><title>{title}</title></circle>')
     taken: list[tuple[float, float, float]] = []
-    for n, p in enumerate(points):
-        at, height = x.at(math.log10(p.intensity)), y.at(math.log10(p.gflop_s))
-        title = f"{p.label}: {p.gflop_s:,.3g} GFLOP/s at {p.intensity:,.3g} FLOP per byte"
-        parts.append(
-            f'<circle class="{p.kind}" cx="{at:.1f}" cy="{height:.1f}" r="{6 if p.kind == "workload" else 4.5}">'
-            f"<title>{escaped(title)}</title></circle>"
-        )
-        if n >= _LABELS:
-            continue
-        name = short(p.label, 34)
+    for p in sorted(points[:_LABELS], key=lambda p: -p.gflop_s):
+        at, height, name = x.at(math.log10(p.intensity)), y.at(math.log10(p.gflop_s)), short(p.label, 34)
         wide = 6.2 * len(name)
-        right = at + 12 + wide < _RIGHT + 20
-        left = at + 12 if right else at - 12 - wide
-        place = _free(left, wide, height + 4, taken)
+        right = at + 20 + wide < _RIGHT + 20
+        left = at + 20 if right else at - 20 - wide
+        place = height + 4
+        while any(left <= a + w and a <= left + wide and abs(place - b) < 13 for a, w, b in taken):
+            place += 1
         taken.append((left, wide, place))
-        if abs(place - height - 4) > 3:
+        if place - height - 4 > 3:
             parts.append(line(at, height, left - 2 if right else left + wide + 2, place - 4, "lead"))
-        parts.append(text(left if right else at - 12, place, name, "strong", "start" if right else "end"))
+        parts.append(text(left if right else at - 20, place, name, "strong", "start" if right else "end"))
     return parts
-
-
-def _free(left: float, wide: float, want: float, taken: Sequence[tuple[float, float, float]]) -> float:
-    """The height nearest to the wanted one at which a name covers no other."""
-    for step in range(80):
-        for place in {want + 3.0 * step, want - 3.0 * step}:
-            clear = all(left > a + w or a > left + wide or abs(place - b) >= 12 for a, w, b in taken)
-            if clear and _TOP - 4 < place < _BOTTOM:
-                return place
-    return want

@@ -24,20 +24,27 @@ def random_ids(vocabulary: int, count: int, seed: int) -> list[int]:
 
 class Session:
     """`batch` sequences of `context` random tokens each, and room for `tokens` more. Decoding starts from the same context each
-    time: what an earlier run wrote behind it is overwritten. eager: steps are never replayed as graphs."""
+    time: what an earlier run wrote behind it is overwritten.
 
-    def __init__(self, model: Model, batch: int, context: int, tokens: int, eager: bool = False) -> None:
+    eager: steps are never replayed as graphs. prompts: of `context` ids each; None: random ones. first: every sequence's token
+    after its prompt; decoded: it and all that the last `decode` gave, for each sequence.
+    """
+
+    def __init__(
+        self, model: Model, batch: int, context: int, tokens: int, eager: bool = False, prompts: list[list[int]] | None = None
+    ) -> None:
         limit = model.config.max_position_embeddings
         if context + tokens > limit:
             raise UsageError(f"a context of {context} and {tokens} more are over the {limit} positions of this model")
         if batch > MAX_BATCH:
             raise UsageError(f"a batch of {batch}; this engine decodes at most {MAX_BATCH} sequences together")
         sampling = check_options(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
-        prompts = [random_ids(model.config.vocab_size, context, seed) for seed in range(batch)]
+        prompts = prompts or [random_ids(model.config.vocab_size, context, seed) for seed in range(batch)]
         self.model, self.context, self.eager = model, context, eager
         self.owners = [Sequence(p, sampling, 0, tokens, frozenset(), None, row) for row, p in enumerate(prompts)]
         self.cache = model.new_cache([context + tokens + 1] * batch)
         self.first: list[int] = []
+        self.decoded: list[list[int]] = []
 
     def prefill(self) -> float:
         """Seconds from the prompts to every sequence's first token."""
@@ -58,10 +65,13 @@ class Session:
     def decode(self, steps: int) -> list[float]:
         """Seconds of each step, from the last tokens to the next, chosen greedily."""
         last, times = list(self.first), []
+        self.decoded = [[token] for token in last]
         for n in range(steps):
             start = time.perf_counter()
             last = self.step(last, n)
             times.append(time.perf_counter() - start)
+            for seen, token in zip(self.decoded, last, strict=True):
+                seen.append(token)
         return times
 
     def step(self, last: list[int], n: int) -> list[int]:
