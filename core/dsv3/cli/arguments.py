@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from typing import NoReturn
 
 from dsv3 import __version__
-from dsv3.errors import UsageError, nearest
+from dsv3.cli.arguments_bench import bench
+from dsv3.cli.flags import Parser, formats, placement, setting
 from dsv3.settings import SETTINGS
 
 # command -> module in dsv3.cli, one line of help
@@ -21,24 +21,15 @@ COMMANDS = {
     "eval": ("eval", "measure the quality of a checkpoint, or what a quantisation costs, on texts"),
     "export": ("export", "write a model in another format: ONNX graphs with their weights"),
     "tune": ("tune", "measure a model's kernels on this machine, and use the fastest right ones from then on"),
-    "bench": ("bench", "measure what dsv3 itself costs"),
+    "bench": ("bench", "measure speed beside what the machine can do, and what dsv3 itself costs"),
     "doctor": ("doctor", "show versions, devices, plugins and settings"),
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        hint = ""
-        if "invalid choice: " in message:
-            word, *choices = message.split("invalid choice: ")[1].split("'")[1::2]
-            hint = nearest(word, choices)
-        raise UsageError(f"{message}{hint}; see {self.prog} --help")
-
-
 def build_parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="dsv3", description="Run the DeepSeek-V3 family of language models on any accelerator.")
+    parser = Parser(prog="dsv3", description="Run the DeepSeek-V3 family of language models on any accelerator.")
     parser.add_argument("--version", action="version", version=f"dsv3 {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
     made = {name: commands.add_parser(name, help=text, description=text) for name, (_, text) in COMMANDS.items()}
     for command in made.values():
         command.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)
@@ -51,46 +42,16 @@ def build_parser() -> argparse.ArgumentParser:
     _eval(made["eval"])
     _export(made["export"])
     _tune(made["tune"])
-    _bench(made["bench"])
+    bench(made["bench"])
     made["doctor"].add_argument("--json", action="store_true", help="machine-readable output")
     return parser
 
 
-def _setting(parser: argparse.ArgumentParser, *names: str) -> None:
-    for name in names:
-        setting = SETTINGS[name]
-        flag = "--" + name.replace("_", "-")
-        default = "" if setting.default in (None, False) else f" (default: {setting.default})"
-        if isinstance(setting.default, bool):
-            parser.add_argument(flag, action="store_const", const=True, help=setting.help)
-        else:
-            parser.add_argument(flag, type=setting.convert, help=setting.help + default, metavar=name.upper())
-
-
-def _formats(parser: argparse.ArgumentParser) -> None:
-    _setting(parser, "model", "backend", "device", "dtype", "quant", "kv_dtype")
-    parser.add_argument(
-        "--emulate",
-        nargs="?",
-        const=True,
-        metavar="ARCH",
-        help="run the backend's kernels without its device, as on ARCH (after the prompt, or as --emulate=ARCH)",
-    )
-
-
-def _placement(parser: argparse.ArgumentParser) -> None:
-    _formats(parser)
-    parser.add_argument(
-        "--kernel", action="append", default=[], metavar="OP=BACKEND.KERNEL", help="pin an operator to a kernel; repeatable"
-    )
-    _setting(parser, "strict")
-
-
 def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="?", help="text to continue; none: standard input")
-    _placement(parser)
-    _setting(parser, "threads", "max_new_tokens", "temperature", "top_p", "seed", "draft")
-    _setting(parser, "check")
+    placement(parser)
+    setting(parser, "threads", "max_new_tokens", "temperature", "top_p", "seed", "draft")
+    setting(parser, "check")
     parser.add_argument("--no-graphs", action="store_true", help="run decode steps kernel by kernel instead of as a graph")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end at this text; repeatable")
     parser.add_argument("--ignore-eos", action="store_true", help="go on past the end-of-text token")
@@ -101,7 +62,7 @@ def _run(parser: argparse.ArgumentParser) -> None:
 
 def _explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("op", nargs="?", metavar="OP", help="operator; none: all of them")
-    _placement(parser)
+    placement(parser)
     parser.add_argument("--tokens", type=int, metavar="N", help="only for steps of N tokens")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
 
@@ -110,7 +71,7 @@ def _conformance(parser: argparse.ArgumentParser) -> None:
     text = "run (the default); export DIR: write the cases as ONNX test vectors; verify FILE: check a certificate"
     parser.add_argument("action", nargs="?", choices=["run", "export", "verify"], default="run", help=text)
     parser.add_argument("path", nargs="?", metavar="PATH", help="the folder of export, the certificate of verify")
-    _setting(parser, "backend")
+    setting(parser, "backend")
     parser.add_argument(
         "--level", default="L1", metavar="L0..L3", help="L0 loads, L1 operators, L2 model, L3 serving (default: L1)"
     )
@@ -123,11 +84,11 @@ def _conformance(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", metavar="DIR", help="write JUnit, JSONL, SUPPORT.md, an HTML page, a certificate there")
     parser.add_argument("--fail-fast", action="store_true", help="end at the first failure")
     parser.add_argument("--verbose", action="store_true", help="list every case")
-    _setting(parser, "threads")
+    setting(parser, "threads")
 
 
 def _plugin(parser: argparse.ArgumentParser) -> None:
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=_Parser)
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     new = actions.add_parser("new", help="write a complete distribution to start from", description="Write dsv3-NAME.")
     new.add_argument("name", metavar="NAME", help="of the backend; the package is dsv3-NAME")
     new.add_argument("--into", default=".", metavar="DIR", help="folder to write it in (default: here)")
@@ -160,8 +121,8 @@ def _eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", nargs="+", action="extend", required=True, metavar="F", help=text)
     text = "compare with a checkpoint folder or 'demo', as stored; or with the same checkpoint under a scheme, such as none"
     parser.add_argument("--against", metavar="DIR_OR_QUANT", help=text)
-    _placement(parser)
-    _setting(parser, "threads")
+    placement(parser)
+    setting(parser, "threads")
     parser.add_argument("--window", type=int, default=256, metavar="N", help="tokens, each window cold (default: 256)")
     parser.add_argument("--tokens", type=int, metavar="N", help="predict at most the first N tokens (default: all)")
     parser.add_argument("--no-mtp", action="store_true", help="leave MTP modules out")
@@ -178,12 +139,12 @@ def _export(parser: argparse.ArgumentParser) -> None:
 
 
 def _tune(parser: argparse.ArgumentParser) -> None:
-    _formats(parser)
+    formats(parser)
     parser.add_argument("--budget", type=_seconds, default=120.0, metavar="SECONDS", help="time to spend (default: 120)")
     parser.add_argument("--ops", metavar="A,B", help="only these operators")
     parser.add_argument("--list", action="store_true", help="show what was measured, and what of it no longer counts")
     parser.add_argument("--clear", action="store_true", help="forget what was measured for this backend and device")
-    _setting(parser, "tuning_dir")
+    setting(parser, "tuning_dir")
 
 
 def _seconds(text: str) -> float:
@@ -192,22 +153,3 @@ def _seconds(text: str) -> float:
     if not math.isfinite(seconds):
         raise ValueError("not finite")
     return seconds
-
-
-def _bench(parser: argparse.ArgumentParser) -> None:
-    what = parser.add_subparsers(dest="bench", required=True, metavar="WHAT", parser_class=_Parser)
-    text = "what a bound call costs beyond the direct call of its kernel, and that no step selects anything"
-    dispatch = what.add_parser("dispatch", help=text, description=text)
-    _placement(dispatch)
-    dispatch.add_argument("--json", metavar="FILE", help="write the figures there too")
-    dispatch.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)
-    text = "every kernel compiled for devices that are not here: registers, spills, matrix instructions, loads"
-    aot = what.add_parser("aot", help=text, description=text)
-    aot.add_argument("--backend", metavar="NAME", help="whose kernels (default: cuda and rocm)")
-    aot.add_argument("--arch", metavar="A,B", help="architectures (default: all)")
-    aot.add_argument("--ops", metavar="A,B", help="operators (default: all)")
-    aot.add_argument("--full", action="store_true", help="every configuration, and float32 as well (an hour)")
-    aot.add_argument("--workers", type=int, default=2, metavar="N", help="processes (default: 2)")
-    aot.add_argument("--verbose", action="store_true", help="a line per call and configuration")
-    aot.add_argument("--json", metavar="FILE", help="write the rows there too")
-    aot.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)

@@ -1,4 +1,4 @@
-"""`dsv3 bench`: what dsv3 itself costs."""
+"""`dsv3 bench`: speed beside what the machine can do, and what dsv3 itself costs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,15 @@ if TYPE_CHECKING:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    return {"dispatch": _dispatch, "aot": _aot}[arguments.bench](arguments)
+    if arguments.bench in ("dispatch", "aot"):
+        return {"dispatch": _dispatch, "aot": _aot}[arguments.bench](arguments)
+    if arguments.bench == "peers":
+        from dsv3.cli.bench_peers import main as peers
+
+        return peers(arguments)
+    from dsv3.cli.bench_run import main as workload
+
+    return workload(arguments)
 
 
 def _dispatch(arguments: argparse.Namespace) -> int:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from dsv3.dispatch.blame import blamed
 from dsv3.dispatch.check import Checker
 from dsv3.dispatch.select import Bucket, Candidate
 from dsv3.plugin import Kernel
+
+if TYPE_CHECKING:
+    from dsv3.dispatch.firstcall import Slot
 
 
 class Layout(NamedTuple):
@@ -83,7 +86,8 @@ class Quarantine:
 class Binding:
     """The outcome: buckets, decisions per site and bucket, the layout and backend of each weight that is not canonical, and all
     kernels that were on offer, by backend and operator. quarantined: what failed while running. checker: compares every call
-    with its reference; None unless asked for. settled: while a step is being captured no kernel takes another's place."""
+    with its reference; None unless asked for. settled: while a step is being captured no kernel takes another's place.
+    slots: the places of all bound kernels, see `firstcall.Slot`."""
 
     buckets: list[Bucket]
     decisions: list[tuple[str, str, list[Decision]]]
@@ -93,6 +97,7 @@ class Binding:
     quarantined: list[Quarantine] = field(default_factory=list)
     checker: Checker | None = None
     settled: bool = False
+    slots: list[Slot] = field(default_factory=list)
 
     def bucket(self, tokens: int) -> int:
         """Index of the bucket that a step of this many tokens falls into; looked up once per step."""

@@ -87,7 +87,7 @@ class Assembly:
 
     def __init__(self, binder: Binder, binding: Binding) -> None:
         self.binder, self.binding = binder, binding
-        self._slots: list[Slot] = []
+        self._slots: list[Slot] = binding.slots
         self._functions: dict[tuple[str, str, str], Callable[..., Any]] = {}
         self._undone = PerWeight(unprepared)
         self._warned: set[tuple[str, str]] = set()
@@ -211,7 +211,7 @@ class Assembly:
             if slot.live and any((slot.kernel.name, slot.decision.op, call.key) in keys for call in slot.node.calls):
                 slot.decision.become(self.binder.redecide(slot.node, slot.span))
                 self.place(slot.decision, slot.node, slot.span, slot.site, slot.holder, slot.key)
-        self._slots = [slot for slot in self._slots if slot.live]
+        self._slots[:] = [slot for slot in self._slots if slot.live]
 
 
 def _group(node: Node, arguments: Mapping[str, Any]) -> Node:

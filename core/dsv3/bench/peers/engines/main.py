@@ -1,0 +1,72 @@
+"""`python main.py ENGINE JOB OUT`: run the workloads of JOB through an engine, and write to OUT what they took.
+
+JOB is JSON: model, threads, dtype, repeats, workloads of {name, tokens, prompts}, and options of dsv3. OUT is JSON: version,
+load_s, and for each workload the seconds of every repeat and the ids of the last, or the error. An engine's module has a class
+Engine: made with the job it loads the model; prefill(prompts) gives seconds to the first token of all prompts, and the tokens;
+decode(prompts, tokens, repeats) gives, for each repeat, the seconds of so many steps behind the prompts, and then the ids.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+
+def peak() -> int | None:
+    """Bytes, the most that was ever resident, mapped files among them."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = status.read_text().splitlines()
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+
+
+def measured(engine: Any, workload: dict[str, Any], repeats: int) -> dict[str, Any]:
+    """One workload, after a turn that is not counted."""
+    prompts, tokens = workload["prompts"], workload["tokens"]
+    if tokens:
+        engine.decode(prompts, min(tokens, 4), 1)
+        seconds, ids = engine.decode(prompts, tokens, repeats)
+        return {"seconds": seconds, "ids": ids}
+    engine.prefill(prompts)
+    runs = [engine.prefill(prompts) for _ in range(repeats)]
+    return {"seconds": [s for s, _ in runs], "ids": [[token] for token in runs[-1][1]]}
+
+
+def run(name: str, job: dict[str, Any]) -> dict[str, Any]:
+    """Everything that goes to OUT."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    try:
+        module = importlib.import_module(name)
+    except ImportError as error:
+        return {"missing": f"{error} ({sys.executable})"}
+    start = time.perf_counter()
+    engine = module.Engine(job)
+    found: dict[str, Any] = {"version": engine.version, "load_s": time.perf_counter() - start, "workloads": {}}
+    for workload in job["workloads"]:
+        try:
+            found["workloads"][workload["name"]] = measured(engine, workload, job["repeats"])
+        except Exception as error:  # one workload that an engine cannot do is no reason to lose the others
+            found["workloads"][workload["name"]] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+    found["peak_bytes"] = peak()
+    return found
+
+
+def main() -> None:
+    name, job, out = sys.argv[1:]
+    try:
+        found = run(name, json.loads(Path(job).read_text()))
+    except Exception as error:  # its text is what the one who asked has to go by
+        found = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
+    part = Path(out + ".part")
+    part.write_text(json.dumps(found))
+    os.replace(part, out)
+
+
+if __name__ == "__main__":
+    main()
