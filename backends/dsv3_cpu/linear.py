@@ -8,10 +8,11 @@ from torch import Tensor
 
 from dsv3.plugin import Prepared
 from dsv3_cpu import int8
-from dsv3_cpu.kernels.product import decoded, grouped, heads
+from dsv3_cpu.kernels.absorbed import heads
+from dsv3_cpu.kernels.product import decoded, grouped
 from dsv3_cpu.programs import words_of
 from dsv3_cpu.team import run
-from dsv3_cpu.views import FIRST, Array, Weight, array, dense, flat, scratch, scratch_address, tensor_weight, weight
+from dsv3_cpu.views import CODES, FIRST, Array, Weight, dense, flat, flat_words, scratch, scratch_address, tensor_weight, weight
 
 FEW = 16  # rows up to which a weight is decoded row by row, and never kept
 _TILE_NUMBERS = 1 << 21  # of a decoded tile
@@ -28,7 +29,7 @@ def few_into(y: Tensor, x: Tensor, w: Weight, experts: Array = FIRST, offsets: A
         used, which = 1, _first(rows)
     else:
         used, which = len(experts), words_of(experts, offsets)
-    padded = -(-width // w.step) * w.step
+    padded = -(-width // w.step) * w.step + w.peaks
     words = (
         *w.words, *which, x.data_ptr(), rows, width, scratch_address(rows * padded), rows, padded, _tile(w.rows * used),
         y.data_ptr(), rows, w.rows,
@@ -121,12 +122,22 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def bmm(x: Tensor, weight: Tensor) -> Tensor:
     """Few rows where the absorbed weights lie, as they lie; many by torch, in float32."""
-    if x.shape[0] <= FEW and 1 in weight.stride()[1:] and weight.numel():
+    strides = weight.stride()
+    if x.shape[0] <= FEW and 1 in strides[1:] and weight.numel():
+        x, real = dense(x), flat(weight)
         y = torch.empty(x.shape[0], weight.shape[0], weight.shape[2], dtype=x.dtype)
-        heads(weight.numel() * weight.element_size(), array(x), flat(weight), *weight.stride(), array(y))
+        key = (x.dtype, weight.dtype)
+        program = _head_programs.get(key)
+        if program is None:
+            code = CODES[x.dtype]
+            program = _head_programs[key] = heads.program(f"{code}:3,{CODES[weight.dtype]}:1,i,i,i,{code}:3")
+        run(program, real.nbytes, (x.data_ptr(), *x.shape, *flat_words(weight), *strides, y.data_ptr(), *y.shape))
         return y
     product = torch.bmm(x.transpose(0, 1).to(torch.float32), weight.to(torch.float32))
     return product.transpose(0, 1).to(x.dtype).contiguous()
+
+
+_head_programs: dict[tuple[torch.dtype, torch.dtype], int] = {}
 
 
 def router_gemm(x: Tensor, weight: Tensor) -> Tensor:

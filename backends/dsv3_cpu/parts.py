@@ -13,7 +13,6 @@ from typing import Any
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import Compiler
 
-
 _numbers = count()
 
 

@@ -14,7 +14,7 @@ from dsv3.plugin import LatentCache, Prepared
 from dsv3_cpu.kernels.prolog import prolog
 from dsv3_cpu.programs import float_word, words_of
 from dsv3_cpu.team import crew_size, run
-from dsv3_cpu.views import CODES, Weight, dense, flat, indices, kept, planes, remembered, signature_of, weight
+from dsv3_cpu.views import CODES, dense, flat, indices, kept, planes, remembered, signature_of, weight
 
 
 def mla_prolog(

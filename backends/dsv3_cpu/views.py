@@ -41,6 +41,14 @@ def array(tensor: Tensor) -> Array:
     return found
 
 
+_kept_words: dict[int, tuple[weakref.ref[Tensor], int, tuple[int, ...]]] = {}
+
+
+def kept_words(tensor: Tensor) -> tuple[int, ...]:
+    """The words of `kept`."""
+    return remembered(_kept_words, tensor, lambda t: words_of(kept(t)))
+
+
 def dense(x: Tensor) -> Tensor:
     """x, contiguous and without a gradient, for kernels that are told addresses."""
     return x.detach() if x.is_contiguous() else x.detach().contiguous()
@@ -75,7 +83,8 @@ class Weight:
     """A canonical weight for kernels: values [E, N, ..] and scales, E being 1 without experts, and both as words of an argument
     block. Scales: FP8 [E, N/128, K/128], INT4 [E, N, K/128], INT8 [E, N]; [E, 1] of nothing where there are none.
 
-    rows: N; step: numbers to whose multiple rows of x are padded; expert_bytes: of one expert's values.
+    rows: N; step: numbers to whose multiple rows of x are padded; peaks: numbers after those; expert_bytes: of one expert's
+    values.
     """
 
     def __init__(self, values: Array, scales: Array, form: str) -> None:
@@ -83,6 +92,7 @@ class Weight:
         self.signature, self.words = signature_of((values, scales)), words_of(values, scales)
         self.experts, self.rows = int(values.shape[0]), int(values.shape[1])
         self.step, self.expert_bytes = steps()[form], values.nbytes // max(1, values.shape[0])
+        self.peaks = int(scales.shape[2]) if form == "fp8" else 0
         self.programs: dict[Any, int] = {}  # by what a caller finds them
 
     @classmethod
@@ -97,8 +107,8 @@ class Weight:
         return cls(values, scales, _FORMS[w.quant.split("-")[0]] or _REAL[values.dtype.name])
 
     def padded(self, size: int) -> int:
-        """Numbers of a row of x once it is arranged for this weight."""
-        return -(-size // self.step) * self.step
+        """Numbers of a row of x once it is arranged for this weight: whole steps, and for FP8 the peaks of its blocks."""
+        return -(-size // self.step) * self.step + self.peaks
 
     @property
     def columns(self) -> int:
@@ -192,6 +202,14 @@ _flat: dict[int, tuple[weakref.ref[Tensor], int, Array]] = {}
 def flat(tensor: Tensor) -> Array:
     """The storage of a weight that is a view, for kernels that are told its strides; remembered while the tensor lives."""
     return remembered(_flat, tensor, _storage)
+
+
+_flat_words: dict[int, tuple[weakref.ref[Tensor], int, tuple[int, ...]]] = {}
+
+
+def flat_words(tensor: Tensor) -> tuple[int, ...]:
+    """The words of `flat`."""
+    return remembered(_flat_words, tensor, lambda t: words_of(flat(t)))
 
 
 @dataclass(frozen=True)

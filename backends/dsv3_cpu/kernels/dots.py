@@ -13,9 +13,10 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from dsv3_cpu.kernels.lanes import F32, FORMATS, GROUP, I8, I64, Format, constant, read, splat, vector
+from dsv3_cpu.kernels.lanes import F32, FORMATS, GROUP, I8, I64, LANES, Format, constant, read, splat, vector
 
 SHAPES = {1: 2, 2: 2, 4: 1}  # rows of x: rows of the weight; sums and operands must fit the registers
+_CHAINS = 4 if LANES == 16 else 2  # sums that one product is made of: AVX-512 has twice the registers
 
 
 class _Emitter:
@@ -58,16 +59,17 @@ class _Emitter:
         return self.b.fadd(*parts)
 
     def total(self, r: int, c: int) -> Any:
-        value = self.b.load(self.sums[r, c, 0])
-        if self.chains == 2:
-            value = self.b.fadd(value, self.b.load(self.sums[r, c, 1]))
+        values = [self.b.load(self.sums[r, c, a]) for a in range(self.chains)]
+        while len(values) > 1:
+            values = [self.b.fadd(*values[a : a + 2]) for a in range(0, len(values), 2)]
+        value = values[0]
         kind = ir.FunctionType(F32, [F32, value.type])
         reduce = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.vector.reduce.fadd.v{value.type.count}f32")
         return self.b.call(reduce, [ir.Constant(F32, 0.0), value], fastmath=("reassoc",))
 
 
 @functools.cache
-def dots(name: str, columns: int, rows: int = 0, chains: int = 2) -> Any:
+def dots(name: str, columns: int, rows: int = 0, chains: int = _CHAINS) -> Any:
     """An intrinsic (w, stride, rows, s, s_stride, x, x_stride, columns, size, out): out[r * columns + c], float32, is the sum of
     row r of the weight times row c of x, for `rows` (else SHAPES[columns]) rows and `columns` columns.
 
@@ -91,7 +93,7 @@ def dots(name: str, columns: int, rows: int = 0, chains: int = 2) -> Any:
 
             ws, xs = several(w, stride, count, rows), several(x, x_stride, width, columns)
             ss = several(s, s_stride, count, rows)
-            made = _Emitter(b, form, rows, columns, grouped, 1 if grouped else chains)
+            made = _Emitter(b, form, rows, columns, grouped, 1 if grouped else min(chains, form.planes))
             steps = b.sdiv(size, ir.Constant(I64, form.size))
 
             def scales(step: Any) -> list[Any]:

@@ -9,7 +9,7 @@ from dsv3_cpu.kernels.atoms import take, wait_for_all
 from dsv3_cpu.kernels.numbers import put, sigmoid
 from dsv3_cpu.kernels.product import scratch_for, sums_of
 from dsv3_cpu.kernels.routing import choose_row
-from dsv3_cpu.kernels.rows import arrange, place
+from dsv3_cpu.kernels.rows import arrange, coded, peaks_of, place
 from dsv3_cpu.programs import kernel
 
 ROUTING, UP, DOWN = 0, 1, 2  # phases
@@ -101,6 +101,13 @@ def mixture(
                        up_scratch, hs, 0)  # fmt: skip
         p = take(team, UP)
     wait_for_all(team, crew)
+    if coded(w2, s2):
+        for r in range(me, offsets[used], crew):
+            peaks_of(w2, s2, h, r)
+        if half_shared:
+            for t in range(crew - 1 - me, tokens, crew):
+                peaks_of(shared2, t2, hs, t)
+        wait_for_all(team, crew)
     sums, pairs = scratch[3], np.arange(h.shape[0])
     total = np.empty((tokens, tile), np.float32)
     p = take(team, DOWN)

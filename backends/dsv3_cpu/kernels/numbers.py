@@ -130,3 +130,15 @@ def put(typing, out, index, value):
         return context.get_dummy_value()
 
     return types.void(out, index, types.float32), generate
+
+
+@intrinsic
+def power_of(typing, exponent):
+    """2^exponent in float64, for exponents of normal numbers."""
+
+    def generate(context, builder, signature, arguments):
+        word = ir.IntType(64)
+        biased = builder.add(context.cast(builder, arguments[0], exponent, types.int64), ir.Constant(word, 1023))
+        return builder.bitcast(builder.shl(biased, ir.Constant(word, 52)), ir.DoubleType())
+
+    return types.float64(exponent), generate

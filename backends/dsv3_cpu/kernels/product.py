@@ -8,7 +8,7 @@ from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.kernels.atoms import take, wait_for_all
 from dsv3_cpu.kernels.dots import SHAPES, dots
 from dsv3_cpu.kernels.lanes import GROUP
-from dsv3_cpu.kernels.numbers import put, widen
+from dsv3_cpu.kernels.numbers import put
 from dsv3_cpu.kernels.rows import arrange, decode, kind, ready, row_factor
 from dsv3_cpu.programs import kernel
 
@@ -112,46 +112,3 @@ def decoded(team, me, crew, w, s, e, first, out):
     """out[i] = row first + i of expert e as real numbers, float32 [rows, K]."""
     for i in range(me, out.shape[0], crew):
         decode(w, s, e, first + i, out, i)
-
-
-@kernel
-def heads(team, me, crew, x, flat, sh, sa, sc, y):
-    """y[t, h] = x[t, h] @ w[h], w [Nh, A, C] in flat storage with these strides, of which sa or sc is 1."""
-    tokens, width, depth = x.shape[0], y.shape[2], x.shape[2]
-    row, total = np.empty(depth, np.float32), np.empty(width, np.float32)
-    h = take(team, 0)
-    while h < x.shape[1]:
-        for t in range(tokens):
-            for a in range(depth):
-                row[a] = widen(x[t, h, a])
-            head(flat, h * sh, sa, sc, row, total)
-            for c in range(width):
-                put(y, (t, h, c), total[c])
-        h = take(team, 0)
-
-
-@inner
-def head(flat, base, sa, sc, row, total):
-    """total = row @ the matrix [A, C] at flat[base]."""
-    depth, width = row.shape[0], total.shape[0]
-    if sc == 1:
-        total[:] = 0
-        a = 0
-        while a + 4 <= depth:
-            at, v0, v1, v2, v3 = base + a * sa, row[a], row[a + 1], row[a + 2], row[a + 3]
-            for c in range(width):
-                total[c] += (
-                    v0 * widen(flat[at + c]) + v1 * widen(flat[at + sa + c]) + v2 * widen(flat[at + 2 * sa + c])
-                    + v3 * widen(flat[at + 3 * sa + c])
-                )  # fmt: skip
-            a += 4
-        while a < depth:
-            for c in range(width):
-                total[c] += row[a] * widen(flat[base + a * sa + c])
-            a += 1
-        return
-    for c in range(width):
-        at, part = base + c * sc, np.float32(0)
-        for a in range(depth):
-            part += row[a] * widen(flat[at + a])
-        total[c] = part

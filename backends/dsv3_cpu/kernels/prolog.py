@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from dsv3_cpu.compile import inner
+from dsv3_cpu.kernels.absorbed import ROOM, across, along, head
 from dsv3_cpu.kernels.atoms import take, wait_for_all
 from dsv3_cpu.kernels.latent import write
 from dsv3_cpu.kernels.numbers import put, widen
 from dsv3_cpu.kernels.pointwise import norm_row
-from dsv3_cpu.kernels.product import head, scratch_for, sums_of
+from dsv3_cpu.kernels.product import scratch_for, sums_of
 from dsv3_cpu.kernels.rows import arrange
 from dsv3_cpu.programs import kernel
 
@@ -72,15 +73,16 @@ def prolog(
     heads = q_c.shape[1]
     size = q.shape[1] // heads
     nope = size - q_pe.shape[2]
-    row, total, turned = np.empty(nope, np.float32), np.empty(rank, np.float32), np.empty(q_pe.shape[2], np.float32)
+    row, total = np.zeros(nope + ROOM, np.float32), np.empty(rank + ROOM, np.float32)
+    turned = np.empty(q_pe.shape[2], np.float32)
     h = take(team, HEADS)
     while h < heads:
         for t in range(tokens):
             for k in range(nope):
-                row[k] = q[t, h * size + k]
-            head(flat, h * head_stride, row_stride, stride, row, total)
+                row[along(flat, row_stride, k)] = q[t, h * size + k]
+            head(flat, h * head_stride, row_stride, stride, row, nope, rank, total)
             for r in range(rank):
-                put(q_c, (t, h, r), total[r])
+                put(q_c, (t, h, r), total[across(flat, row_stride, rank, r)])
             rotate(q, t, h * size + nope, table, np.int64(positions[t]), turned)
             for k in range(turned.shape[0]):
                 put(q_pe, (t, h, k), turned[k])

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.kernels.lanes import FORMATS, GROUP, LANES
-from dsv3_cpu.kernels.numbers import bits_of, float_of, fp8, widen
+from dsv3_cpu.kernels.numbers import bits_of, float_of, fp8, power_of, widen
 
 _UNDO = np.float32(256)  # of numbers.fp8
 _LIFT = 100  # FP8 decodes to 2^-120 of its value: x is scaled to about 2^100 so that products stay normal numbers
@@ -82,7 +82,7 @@ def place(typing, w, s, k):
 
 
 def arrange(w, s, x, t, out, i):
-    """x[t] in float32 in the order of the weight's planes, in out[i], zero up to whole steps."""
+    """x[t] in float32 in the order of the weight's planes, in out[i], zero up to whole steps, and `peaks` after that."""
 
 
 @overloads(arrange)
@@ -99,40 +99,86 @@ def _arrange(w, s, x, t, out, i):
 
         return copy
 
+    eight = kind(w, s) == "fp8"
+
     def spread(w, s, x, t, out, i):
-        whole = x.shape[1] // step * step
+        size = x.shape[1]
+        whole, end = size // step * step, (size + step - 1) // step * step
         for base in range(0, whole, step):
             for p in range(planes):
                 for lane in range(LANES):
                     out[i, base + p * LANES + lane] = widen(x[t, base + lane * planes + p])
-        if whole < out.shape[1]:
-            for k in range(whole, out.shape[1]):
+        if whole < end:
+            for k in range(whole, end):
                 out[i, k] = 0
-            for k in range(whole, x.shape[1]):
+            for k in range(whole, size):
                 out[i, whole + (k - whole) % planes * LANES + (k - whole) // planes] = widen(x[t, k])
+        if eight:
+            peaks(s, out, i)
 
     return spread
 
 
 @inner
+def peaks(s, x, i):
+    """For an FP8 weight with scales s: the largest size of each block of 128 numbers of arranged x[i], into the row's last
+    numbers, one per block; NaN counts as larger than any number."""
+    blocks = s.shape[2]
+    end = x.shape[1] - blocks
+    for g in range(blocks):
+        most = np.uint32(0)
+        for k in range(g * GROUP, min((g + 1) * GROUP, end)):
+            most = max(most, bits_of(x[i, k]) & np.uint32(0x7FFFFFFF))
+        x[i, end + g] = float_of(most)
+
+
+def coded(w, s):
+    """Whether rows of arranged x are followed by peaks: for FP8."""
+
+
+@overloads(coded)
+def _coded(w, s):
+    found = kind(w, s) == "fp8"
+    return lambda w, s: found
+
+
+def peaks_of(w, s, x, i):
+    """`peaks` of x[i] where the weight is FP8."""
+
+
+@overloads(peaks_of)
+def _peaks_of(w, s, x, i):
+    if kind(w, s) == "fp8":
+        return lambda w, s, x, i: peaks(s, x, i)
+    return lambda w, s, x, i: None
+
+
+@inner
 def lift(x, i, s, e, block, out, o):
     """out[o] = arranged x[i] times the block scales of FP8 rows, times a power of two -> what undoes that power and the codes'."""
-    most = np.float32(0)
-    for g in range(s.shape[2]):
+    blocks = s.shape[2]
+    end = x.shape[1] - blocks
+    product, scale = np.float32(0), np.float32(0)
+    for g in range(blocks):
         factor = s[e, block, g]
-        largest = np.float32(0)
-        for k in range(g * GROUP, min((g + 1) * GROUP, x.shape[1])):
-            v = x[i, k] * factor
-            out[o, k] = v
-            largest = max(largest, abs(v))
-        if largest > most:
-            most = largest
-    exponent = (np.int64(bits_of(most)) >> 23) - 127
+        size = x[i, end + g] * factor
+        product = size if size > product or size != size else product
+        scale = max(scale, factor)
+    # As large as may be, but no scale times the power may overflow by itself.
+    exponent = max(exponent_of(product), exponent_of(scale) - 26)
     exponent = max(exponent, _LIFT - 127)
     up = float_of(np.uint32((_LIFT - exponent + 127) << 23))
-    for k in range(x.shape[1]):
-        out[o, k] *= up
-    return np.float64(2.0) ** np.float64(120 - _LIFT + exponent)
+    for g in range(blocks):
+        factor = s[e, block, g] * up
+        for k in range(g * GROUP, min((g + 1) * GROUP, end)):
+            out[o, k] = x[i, k] * factor
+    return power_of(120 - _LIFT + exponent)
+
+
+@inner
+def exponent_of(value):
+    """Of the largest power of two in a positive number, -127 for 0 and subnormal ones, 128 for infinity and NaN."""
+    return (np.int64(bits_of(value)) >> 23) - 127
 
 
 def ready(w, s, e, first, x, index, i, rows, out, undo):

@@ -1,0 +1,96 @@
+"""Products with absorbed weights: one small matrix per head, as it lies inside a larger weight, along its rows or across them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba.core import types
+
+from dsv3_cpu.compile import overloads
+from dsv3_cpu.kernels.atoms import take
+from dsv3_cpu.kernels.dots import SHAPES, dots, mix
+from dsv3_cpu.kernels.lanes import LANES
+from dsv3_cpu.kernels.numbers import put, widen
+from dsv3_cpu.programs import kernel
+
+ROOM = 8 * LANES  # beyond the depth of a row and the width of a total, so that whole steps fit
+_STEP = 2 * LANES
+_ROWS = SHAPES[1]
+
+
+@kernel
+def heads(team, me, crew, x, flat, sh, sa, sc, y):
+    """y[t, h] = x[t, h] @ w[h], w [Nh, A, C] in flat storage with these strides, of which sa or sc is 1."""
+    depth, width = x.shape[2], y.shape[2]
+    row, total = np.zeros(depth + ROOM, np.float32), np.empty(width + ROOM, np.float32)
+    h = take(team, 0)
+    while h < x.shape[1]:
+        for t in range(x.shape[0]):
+            for a in range(depth):
+                row[along(flat, sa, a)] = widen(x[t, h, a])
+            head(flat, h * sh, sa, sc, row, depth, width, total)
+            for c in range(width):
+                put(y, (t, h, c), total[across(flat, sa, width, c)])
+        h = take(team, 0)
+
+
+def along(flat, sa, a):
+    """Where number a of a row is for `head`."""
+
+
+@overloads(along)
+def _along(flat, sa, a):
+    if flat.dtype == types.uint16:
+        return lambda flat, sa, a: a // _STEP * _STEP + a % 2 * LANES + a % _STEP // 2 if sa == 1 else a
+    return lambda flat, sa, a: a
+
+
+def across(flat, sa, width, c):
+    """Where `head` leaves number c of a total."""
+
+
+@overloads(across)
+def _across(flat, sa, width, c):
+    if flat.dtype == types.uint16:
+        return lambda flat, sa, width, c: (
+            c // _STEP * _STEP + c % 2 * LANES + c % _STEP // 2 if sa != 1 and c < width // _STEP * _STEP else c
+        )
+    return lambda flat, sa, width, c: c
+
+
+def head(flat, base, sa, sc, row, depth, width, total):
+    """total = row @ the matrix [depth, width] at flat[base]; row placed by `along` and zero after depth, total by `across`."""
+
+
+@overloads(head)
+def _head(flat, base, sa, sc, row, depth, width, total):
+    name, item = ("bf16", 2) if flat.dtype == types.uint16 else ("f32", 4)
+    dot, add = dots(name, 1), mix(name, 1)
+
+    def run(flat, base, sa, sc, row, depth, width, total):
+        at = flat.ctypes.data + item * base
+        if sa == 1:
+            for c in range(0, width, _ROWS):
+                dot(
+                    at + item * c * sc,
+                    item * sc,
+                    width - c,
+                    0,
+                    0,
+                    row.ctypes.data,
+                    0,
+                    1,
+                    item * depth,
+                    total.ctypes.data + 4 * c,
+                )
+            return
+        whole = width // _STEP * _STEP
+        nothing = np.zeros(1, np.float32)
+        total[:whole] = 0
+        add(row.ctypes.data, 0, at, item * sa, depth, nothing.ctypes.data, total.ctypes.data, 0, whole)
+        for c in range(whole, width):
+            part = np.float32(0)
+            for a in range(depth):
+                part += row[a] * widen(flat[base + a * sa + c])
+            total[c] = part
+
+    return run
