@@ -7,14 +7,13 @@ from numba.core import types
 
 from dsv3_cpu.compile import overloads
 from dsv3_cpu.kernels.atoms import take
-from dsv3_cpu.kernels.dots import SHAPES, dots, mix
+from dsv3_cpu.kernels.dots import ROWS, dots, mix
 from dsv3_cpu.kernels.lanes import LANES
 from dsv3_cpu.kernels.numbers import put, widen
 from dsv3_cpu.programs import kernel
 
 ROOM = 8 * LANES  # beyond the depth of a row and the width of a total, so that whole steps fit
 _STEP = 2 * LANES
-_ROWS = SHAPES[1]
 
 
 @kernel
@@ -69,7 +68,7 @@ def _head(flat, base, sa, sc, row, depth, width, total):
     def run(flat, base, sa, sc, row, depth, width, total):
         at = flat.ctypes.data + item * base
         if sa == 1:
-            for c in range(0, width, _ROWS):
+            for c in range(0, width, ROWS):
                 dot(
                     at + item * c * sc,
                     item * sc,

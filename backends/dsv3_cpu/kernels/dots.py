@@ -13,10 +13,27 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from dsv3_cpu.kernels.lanes import F32, FORMATS, GROUP, I8, I64, LANES, Format, constant, read, splat, vector
+from dsv3_cpu.kernels.lanes import F32, FORMATS, GROUP, I8, I32, I64, LANES, Format, constant, read, splat, vector
 
-SHAPES = {1: 2, 2: 2, 4: 1}  # rows of x: rows of the weight; sums and operands must fit the registers
-_CHAINS = 4 if LANES == 16 else 2  # sums that one product is made of: AVX-512 has twice the registers
+ROWS = 1  # of a weight at a time: they follow each other in memory, which is read fastest in its order
+# Sums that one product is made of. The same number for every count of rows of x, so that a row's bits do not depend on others.
+_CHAINS = 4
+
+
+def at_once(name: str) -> int:
+    """Rows of x that share one decoding of the weight: their sums must fit the registers, of which AVX-512 has twice as many."""
+    return 4 if LANES == 16 or name == "int4" else 2
+
+
+_AHEAD = 2048  # bytes
+
+
+def prefetch(b: Any, address: Any, ahead: int) -> None:
+    """Asks for what is so many bytes on: rows are short, and the processor takes a while to see that they follow each other."""
+    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
+    call = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    place = b.inttoptr(b.add(address, ir.Constant(I64, ahead)), I8.as_pointer())
+    b.call(call, [place, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
 
 
 class _Emitter:
@@ -40,6 +57,8 @@ class _Emitter:
         planes = self.form.planes
         x = [[read(self.b, at, vector(F32), 4 * p * vector(F32).count) for p in range(planes)] for at in xs]
         for r, address in enumerate(weights):
+            for line in range(0, self.form.size, 64):
+                prefetch(self.b, address, _AHEAD + line)
             decoded = self.form.decode(self.b, address)
             factor = splat(self.b, read(self.b, scales[r], F32)) if self.grouped else None
             for c in range(self.columns):
@@ -69,14 +88,14 @@ class _Emitter:
 
 
 @functools.cache
-def dots(name: str, columns: int, rows: int = 0, chains: int = _CHAINS) -> Any:
+def dots(name: str, columns: int, rows: int = ROWS, chains: int = _CHAINS) -> Any:
     """An intrinsic (w, stride, rows, s, s_stride, x, x_stride, columns, size, out): out[r * columns + c], float32, is the sum of
-    row r of the weight times row c of x, for `rows` (else SHAPES[columns]) rows and `columns` columns.
+    row r of the weight times row c of x, for `rows` rows and `columns` columns.
 
     w, s, x, out: addresses; strides in bytes; rows, columns: how many there are, beyond which the last counts again; size: bytes
     of a row of the weight. x is arranged, and zero up to a whole step. s: INT4's scales, by which each group is multiplied.
     """
-    form, grouped, rows = FORMATS[name], name == "int4", rows or SHAPES[columns]
+    form, grouped = FORMATS[name], name == "int4"
 
     @intrinsic
     def multiply(typing, w, stride, count, s, s_stride, x, x_stride, width, size, out):

@@ -65,8 +65,9 @@ def gated_tile(w, s, w2, s2, e, first, last, x, index, start, end, scratch, up_s
 @inner
 def zero_ends(w2, s2, half, h):
     """What products read beyond the width of arranged rows."""
+    end = h.shape[1] - (s2.shape[s2.ndim - 1] if coded(w2, s2) else 0)  # there the peaks begin
     for r in range(h.shape[0]):
-        for k in range(half, h.shape[1]):
+        for k in range(half, end):
             h[r, place(w2, s2, k)] = 0
 
 

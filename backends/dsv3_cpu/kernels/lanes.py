@@ -1,8 +1,8 @@
 """Stored weights as vectors of float32, several numbers to an instruction.
 
-A format turns a step of a row, `planes` x LANES stored numbers, into as many vectors as it has planes. Where several numbers share
-a word, plane p holds the numbers p, p + planes, p + 2 planes and so on of the step, which costs fewest instructions; `arrange`
-brings what they are multiplied with into the same order. LANES is what a vector register of this processor holds.
+A format turns a step of a row, `planes` x LANES stored numbers, into as many vectors as it has planes. Where n numbers share a
+word, the planes of a vector of words hold its numbers 0, n, 2 n and so on, then 1, n + 1 and so on, which costs fewest
+instructions; `arrange` brings what they are multiplied with into the same order. LANES is what a vector register of this processor holds.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def read(b: Any, address: Any, kind: ir.Type, offset: int = 0) -> Any:
 
 
 class Format:
-    """planes: vectors per step, even; size: bytes per step; interleaved: whether several numbers share a word."""
+    """planes: vectors per step, even; size: bytes per step; shared: numbers that share a word, 1 where none do."""
 
     planes: int
     size: int
-    interleaved = False
+    shared = 1
 
     @property
     def numbers(self) -> int:
@@ -77,12 +77,14 @@ class Float32(Format):
 
 
 class BFloat16(Format):
-    planes, size = 2, 4 * LANES
-    interleaved = True
+    planes, size = 4, 8 * LANES
+    shared = 2
 
-    def decode(self, b: Any, address: Any, planes: int = 2) -> list[Any]:
-        both = read(b, address, vector(I32))
-        found = b.shl(both, constant(I32, 16)), b.and_(both, constant(I32, -(1 << 16)))
+    def decode(self, b: Any, address: Any, planes: int = 4) -> list[Any]:
+        found = []
+        for n in range(planes // 2):
+            both = read(b, address, vector(I32), 4 * LANES * n)
+            found += [b.shl(both, constant(I32, 16)), b.and_(both, constant(I32, -(1 << 16)))]
         return [b.bitcast(v, vector(F32)) for v in found]
 
 
@@ -91,7 +93,7 @@ class Fp8(Format):
     come out right. Two codes at a time share a shift, which also spreads the sign."""
 
     planes, size = 4, 4 * LANES
-    interleaved = True
+    shared = 4
 
     def decode(self, b: Any, address: Any) -> list[Any]:
         pairs, kind = ir.VectorType(I16, 2 * LANES), vector(I32)
@@ -115,7 +117,7 @@ class Int4(Format):
     """Nibbles q + 8, low first. Flipping their highest bits makes them two's complement."""
 
     planes, size = 8, 4 * LANES
-    interleaved = True
+    shared = 8
 
     def decode(self, b: Any, address: Any) -> list[Any]:
         codes = b.xor(read(b, address, vector(I32)), constant(I32, 0x88888888 - (1 << 32)))

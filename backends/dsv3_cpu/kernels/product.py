@@ -6,14 +6,13 @@ import numpy as np
 
 from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.kernels.atoms import take, wait_for_all
-from dsv3_cpu.kernels.dots import SHAPES, dots
+from dsv3_cpu.kernels.dots import ROWS, at_once, dots
 from dsv3_cpu.kernels.lanes import GROUP
 from dsv3_cpu.kernels.numbers import put
 from dsv3_cpu.kernels.rows import arrange, decode, kind, ready, row_factor
 from dsv3_cpu.programs import kernel
 
-AT_ONCE = 4  # rows of x that share one decoding of the weight
-_ONE, _TWO, _FOUR = SHAPES[1], SHAPES[2], SHAPES[4]
+AT_ONCE = 4  # rows of x that share one decoding of a weight, at most
 
 
 def strip(w, s, e, n, last, at, length, width, out):
@@ -42,11 +41,21 @@ def _strip(w, s, e, n, last, at, length, width, out):
     return multiply
 
 
+def together(w, s):
+    """See `at_once`."""
+
+
+@overloads(together)
+def _together(w, s):
+    most = at_once(kind(w, s))
+    return lambda w, s: most
+
+
 @inner
 def scratch_for(columns, rows, tile):
     """What `sums_of` needs for up to `rows` rows of x of so many arranged columns: folded, undo, parts, sums."""
     return (
-        np.empty((AT_ONCE, columns), np.float32), np.empty(AT_ONCE), np.empty(2 * AT_ONCE, np.float32),
+        np.empty((AT_ONCE, columns), np.float32), np.empty(AT_ONCE), np.empty(ROWS * AT_ONCE, np.float32),
         np.empty((rows, tile), np.float32),
     )  # fmt: skip
 
@@ -60,18 +69,17 @@ def sums_of(w, s, e, first, last, x, index, start, end, scratch):
         stop = min(last, (block // GROUP + 1) * GROUP)
         i = start
         while i < end:
-            width = min(AT_ONCE, end - i)
+            width = min(together(w, s), end - i)
             at = ready(w, s, e, block, x, index, i, width, folded, undo)
             columns = 4 if width > 2 else width
-            rows = _FOUR if columns == 4 else _TWO if columns == 2 else _ONE
             n = block
             while n < stop:
                 strip(w, s, e, n, stop, at, x.shape[1], width, parts.ctypes.data)
-                for r in range(min(rows, stop - n)):
+                for r in range(min(ROWS, stop - n)):
                     factor = row_factor(w, s, e, n + r)
                     for c in range(width):
                         sums[i - start + c, n + r - first] = np.float32(np.float64(parts[r * columns + c]) * undo[c]) * factor
-                n += rows
+                n += ROWS
             i += width
         block = stop
 

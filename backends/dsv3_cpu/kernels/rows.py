@@ -71,12 +71,12 @@ def place(typing, w, s, k):
 
     def generate(context, builder, signature, arguments):
         number = context.cast(builder, arguments[2], k, types.intp)
-        if not form.interleaved:
+        if form.shared == 1:
             return number
-        step, planes = ir.Constant(number.type, form.numbers), ir.Constant(number.type, form.planes)
-        within = builder.srem(number, step)
-        plane = builder.mul(builder.srem(within, planes), ir.Constant(number.type, LANES))
-        return builder.add(builder.add(builder.sub(number, within), plane), builder.sdiv(within, planes))
+        block, shared = ir.Constant(number.type, form.shared * LANES), ir.Constant(number.type, form.shared)
+        within = builder.srem(number, block)
+        plane = builder.mul(builder.srem(within, shared), ir.Constant(number.type, LANES))
+        return builder.add(builder.add(builder.sub(number, within), plane), builder.sdiv(within, shared))
 
     return types.intp(w, s, k), generate
 
@@ -88,8 +88,9 @@ def arrange(w, s, x, t, out, i):
 @overloads(arrange)
 def _arrange(w, s, x, t, out, i):
     form = FORMATS[kind(w, s)]
-    step, planes = form.numbers, form.planes
-    if not form.interleaved:
+    step, shared = form.numbers, form.shared
+    block, eight = shared * LANES, kind(w, s) == "fp8"
+    if shared == 1:
 
         def copy(w, s, x, t, out, i):
             for k in range(x.shape[1]):
@@ -99,20 +100,18 @@ def _arrange(w, s, x, t, out, i):
 
         return copy
 
-    eight = kind(w, s) == "fp8"
-
     def spread(w, s, x, t, out, i):
         size = x.shape[1]
-        whole, end = size // step * step, (size + step - 1) // step * step
-        for base in range(0, whole, step):
-            for p in range(planes):
+        whole, end = size // block * block, (size + step - 1) // step * step
+        for base in range(0, whole, block):
+            for p in range(shared):
                 for lane in range(LANES):
-                    out[i, base + p * LANES + lane] = widen(x[t, base + lane * planes + p])
+                    out[i, base + p * LANES + lane] = widen(x[t, base + lane * shared + p])
         if whole < end:
             for k in range(whole, end):
                 out[i, k] = 0
             for k in range(whole, size):
-                out[i, whole + (k - whole) % planes * LANES + (k - whole) // planes] = widen(x[t, k])
+                out[i, whole + (k - whole) % shared * LANES + (k - whole) // shared] = widen(x[t, k])
         if eight:
             peaks(s, out, i)
 

@@ -38,6 +38,11 @@ class Block:
             normed = self.first_norm[b](x=residual, weight=w.input_norm, eps=eps)
         else:
             normed, residual = self.input_norm[b](x=x, residual=residual, weight=w.input_norm, eps=eps)
-        a = self.reduce_attn[b](x=self.attn(normed, step, cache, cos_sin), group=self.group)
+        a = self.attn(normed, step, cache, cos_sin)
+        if self.group is not None:
+            a = self.reduce_attn[b](x=a, group=self.group)
         normed, residual = self.post_norm[b](x=a, residual=residual, weight=w.post_norm, eps=eps)
-        return self.reduce_mlp[b](x=self.mlp(normed, b), group=self.group), residual
+        out = self.mlp(normed, b)
+        if self.group is not None:
+            out = self.reduce_mlp[b](x=out, group=self.group)
+        return out, residual
