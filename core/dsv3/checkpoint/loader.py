@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dsv3.checkpoint.memory import zeros
 from dsv3.checkpoint.progress import bytes_progress
 from dsv3.checkpoint.reader import Array, Reader, check_contents, check_copy, check_replicas
 from dsv3.checkpoint.stored import WEIGHTS
@@ -59,6 +60,9 @@ def load_weights(
             if pending[path] == 0:
                 value = getattr(owner, name)
                 setattr(owner, name, prepare(path, value) if isinstance(value, Prepared) else value)
+            for read in (item.entry, item.scale):
+                if read is not None:
+                    reader.release(read)
             advance(item.entry.nbytes + (item.scale.nbytes if item.scale else 0))
         for copy, original in plan.copies:
             if not checked:
@@ -74,19 +78,19 @@ def as_tensor(array: Array) -> Tensor:
 
 
 def _real(owner: Any, name: str, device: torch.device) -> Tensor | Prepared:
-    """The tree's value, allocated on the device the first time it is needed. FP8 weights start as zeros: their padding."""
+    """The tree's value, allocated on the device the first time it is needed, as zeros: what pads FP8 weights."""
     value = getattr(owner, name)
     if isinstance(value, Prepared):
         if not value.tensors["weight"].is_meta:
             return value
         dtype = value.tensors["weight"].dtype
         if SCHEMES[value.quant].weights == "fp8":
-            tensors = {k: torch.zeros(t.shape, dtype=t.dtype, device=device) for k, t in value.tensors.items()}
+            like: Mapping[str, Tensor] = value.tensors
         else:
-            tensors = canonical(value.quant, value.shape, dtype, device)
-        value = replace(value, tensors=tensors)
+            like = canonical(value.quant, value.shape, dtype, torch.device("meta"))
+        value = replace(value, tensors={k: zeros(tuple(t.shape), t.dtype, device) for k, t in like.items()})
     elif value.is_meta:
-        value = torch.empty(value.shape, dtype=value.dtype, device=device)
+        value = zeros(tuple(value.shape), value.dtype, device)
     setattr(owner, name, value)
     return value
 

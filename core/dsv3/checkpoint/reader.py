@@ -40,6 +40,15 @@ class Reader:
         """The tensor's bytes, for comparisons: NaN equals itself."""
         return self.array(entry).reshape(-1).view(np.uint8)
 
+    def release(self, entry: Entry) -> None:
+        """Give back the memory that reading the tensor took: the file is still there, in the system's cache too. Its arrays stay
+        right, and are read again where somebody looks at them."""
+        for part in entry.parts:
+            held = self._maps.get(part.file)
+            if held is not None and hasattr(mmap, "MADV_DONTNEED"):
+                start = part.info.start // mmap.PAGESIZE * mmap.PAGESIZE
+                held.madvise(mmap.MADV_DONTNEED, start, part.info.end - start)
+
     def _part(self, entry: Entry, part: Part) -> Array:
         if part.file not in self._maps:
             with part.file.open("rb") as f:
