@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsv3 import ops
 from dsv3.plugin import Prepared
 from dsv3_cpu import int8
 from dsv3_cpu.kernels import experts as kernels
 from dsv3_cpu.linear import FEW, few_into, many_into
+from dsv3_cpu.pointwise import silu_mul
 from dsv3_cpu.programs import Kernel, float_word, words_of
 from dsv3_cpu.routing import GROUP_SCORES, SCORES
 from dsv3_cpu.team import crew_size, run
@@ -27,46 +27,58 @@ _CODES = {torch.float32: "f4", torch.bfloat16: "u2"}
 
 
 def grouped_linear(x: Tensor, w: Prepared, offsets: Tensor) -> Tensor:
-    return _grouped(x.to(torch.float32), w, offsets, torch.float32).to(x.dtype)
+    return _grouped(x.to(torch.float32), w, offsets.tolist()).to(x.dtype)
 
 
 def grouped_linear_bf16(x: Tensor, w: Prepared, offsets: Tensor) -> Tensor:
     """Where there are instructions for products of bfloat16."""
-    return _grouped(x.to(torch.float32), w, offsets, torch.bfloat16).to(x.dtype)
+    return _grouped(x, w, offsets.tolist())
 
 
 def fused_experts_many(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
-    return _sorted(x, weights, ids, w13, w2, torch.float32)
+    return _sorted(x.to(torch.float32), weights, ids, w13, w2).to(x.dtype)
 
 
 def fused_experts_bf16(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
     """Where there are instructions for products of bfloat16."""
-    return _sorted(x, weights, ids, w13, w2, torch.bfloat16)
+    return _sorted(x, weights, ids, w13, w2)
 
 
-def _grouped(x: Tensor, w: Prepared, offsets: Tensor, dtype: torch.dtype) -> Tensor:
-    """float32 [M, N]; experts with few rows in one call, the others by tiles of their decoded weights."""
-    bounds = offsets.tolist()
-    y = torch.zeros(x.shape[0], w.shape[1])
+def _grouped(x: Tensor, w: Prepared, bounds: list[int]) -> Tensor:
+    """[M, N] in the dtype of x; experts with few rows in one call, the others by tiles of their weights written out."""
+    y = torch.empty(x.shape[0], w.shape[1], dtype=x.dtype)
+    y[bounds[-1] :] = 0
     counts = np.diff(bounds)
+    if w.quant == "int8-w8a8":
+        used = np.flatnonzero(counts > 0)
+        int8.rows_into(y, x, weight(w), used, np.concatenate([np.asarray(bounds)[used], [bounds[-1]]]))
+        return y
     few = np.flatnonzero((counts > 0) & (counts <= FEW))
     if few.size:
         place = torch.from_numpy(np.concatenate([np.arange(bounds[e], bounds[e + 1]) for e in few]))
-        part, rows, ends = torch.empty(place.shape[0], w.shape[1]), x[place], np.concatenate([[0], np.cumsum(counts[few])])
-        (int8.rows_into if w.quant == "int8-w8a8" else few_into)(part, rows, weight(w), few, ends)
+        part, rows = torch.empty(place.shape[0], w.shape[1], dtype=x.dtype), x[place]
+        few_into(part, rows, weight(w), few, np.concatenate([[0], np.cumsum(counts[few])]))
         y[place] = part
     for e in np.flatnonzero(counts > FEW).tolist():
-        rows = slice(bounds[e], bounds[e + 1])
-        many_into(y[rows], x[rows], w, e, dtype)
+        many_into(y[bounds[e] : bounds[e + 1]], x[bounds[e] : bounds[e + 1]], w, e)
     return y
 
 
-def _sorted(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared, dtype: torch.dtype) -> Tensor:
-    perm, offsets = ops.moe_permute(ids=ids, n_experts=w13.shape[0])
-    token = torch.div(perm.clamp_min(0), ids.shape[1], rounding_mode="floor")
-    gate, up = _grouped(x.index_select(0, token).to(torch.float32), w13, offsets, dtype).chunk(2, dim=-1)
-    y = _grouped(torch.nn.functional.silu(gate).mul_(up), w2, offsets, dtype)
-    return ops.moe_combine(y=y, perm=perm, weights=weights).to(x.dtype)
+def _sorted(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
+    """Tokens copied into the order of experts; rows of pairs whose expert is elsewhere come last, and count nothing."""
+    n_experts, k = w13.shape[0], ids.shape[1]
+    flat = ids.reshape(-1).to(torch.int64).numpy()
+    key = np.where((flat < 0) | (flat >= n_experts), n_experts, flat)
+    order = np.argsort(key, kind="stable")
+    bounds = [0, *np.cumsum(np.bincount(key, minlength=n_experts + 1)[:n_experts]).tolist()]
+    order = order[: bounds[-1]]
+    rows = x.index_select(0, torch.from_numpy(order // k))
+    y = _grouped(silu_mul(_grouped(rows, w13, bounds)), w2, bounds)
+    place = np.full(flat.size, -1, np.int64)
+    place[order] = np.arange(order.size)
+    out = torch.empty(x.shape[0], w2.shape[1], dtype=x.dtype)
+    kernels.combine(4 * y.numel(), array(y), place, array(weights.to(torch.float32)), array(out))
+    return out
 
 
 def fused_experts_few(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:

@@ -9,10 +9,23 @@ from torch import Tensor
 from dsv3.plugin import Prepared
 from dsv3_cpu import int8
 from dsv3_cpu.kernels.absorbed import heads
-from dsv3_cpu.kernels.product import decoded, grouped
+from dsv3_cpu.kernels.product import grouped
+from dsv3_cpu.kernels.spell import spelled
 from dsv3_cpu.programs import words_of
 from dsv3_cpu.team import run
-from dsv3_cpu.views import CODES, FIRST, Array, Weight, dense, flat, flat_words, scratch, scratch_address, tensor_weight, weight
+from dsv3_cpu.views import (
+    CODES,
+    FIRST,
+    Array,
+    Weight,
+    dense,
+    flat,
+    flat_words,
+    scratch_address,
+    scratch_tensor,
+    tensor_weight,
+    weight,
+)
 
 FEW = 16  # rows up to which a weight is decoded row by row, and never kept
 _TILE_NUMBERS = 1 << 21  # of a decoded tile
@@ -61,24 +74,34 @@ def _first(rows: int) -> tuple[int, ...]:
     return found[1]
 
 
-def many_into(y: Tensor, x: Tensor, w: Prepared, expert: int, dtype: torch.dtype) -> None:
-    """y [T, N] = x [T, K] by one expert, over tiles of it decoded to float32, and rounded to dtype, that of the product."""
+def many_into(y: Tensor, x: Tensor, w: Prepared, expert: int) -> None:
+    """y [T, N] = x [T, K] by one expert, in the dtype of x, which is that of the product too: over tiles of the weight written
+    out in it."""
     known = weight(w)
-    if w.quant == "int8-w8a8":
-        int8.many_into(y, x, known.values[expert], known.scales[expert])
-        return
     stored = w.tensors["weight"]
-    if stored.dtype == dtype:  # stored as it is multiplied
-        y.copy_(torch.mm(x.to(dtype), (stored[expert] if stored.dim() == 3 else stored).t()))
+    if stored.dtype == x.dtype:  # stored as it is multiplied
+        torch.mm(x, (stored[expert] if stored.dim() == 3 else stored).t(), out=y)
         return
-    x = x.to(dtype)
-    n, k = known.values.shape[1], x.shape[1]
+    n, k = known.rows, x.shape[1]
     step = max(16, min(n, _TILE_NUMBERS // max(1, k)))
-    numbers = scratch(step, k)
     for first in range(0, n, step):
         rows = min(step, n - first)
-        decoded(4 * rows * k, known.values, known.scales, expert, first, numbers[:rows])
-        y[:, first : first + rows] = torch.mm(x, torch.from_numpy(numbers[:rows]).to(dtype).t())
+        tile = written_out(known, expert, first, rows, k, x.dtype)
+        if rows == n:
+            torch.mm(x, tile.t(), out=y)
+        else:
+            y[:, first : first + rows] = torch.mm(x, tile.t())
+
+
+def written_out(w: Weight, expert: int, first: int, rows: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Rows of a weight as real numbers [rows, width], in memory that the next call uses again."""
+    address = scratch_address(rows * width)
+    key = ("spelled", dtype)
+    program = w.programs.get(key)
+    if program is None:
+        program = w.programs[key] = spelled.program(f"{w.signature},i,i,{CODES[dtype]}:2")
+    run(program, 4 * rows * width, (*w.words, expert, first, address, rows, width))
+    return scratch_tensor(rows, width, dtype)
 
 
 def quant_linear_few(x: Tensor, w: Prepared) -> Tensor:
@@ -94,18 +117,22 @@ def quant_linear_few(x: Tensor, w: Prepared) -> Tensor:
 
 def quant_linear_many(x: Tensor, w: Prepared) -> Tensor:
     """By products in float32."""
-    return _many(x, w, torch.float32)
+    if w.quant == "int8-w8a8":
+        y = torch.empty(x.shape[0], w.shape[0])
+        int8.many_into(y, x, weight(w).values[0], weight(w).scales[0])
+        return y.to(x.dtype)
+    return _many(x.to(torch.float32), w).to(x.dtype)
 
 
 def quant_linear_bf16(x: Tensor, w: Prepared) -> Tensor:
     """Where there are instructions for products of bfloat16."""
-    return _many(x, w, torch.bfloat16)
+    return _many(x, w)
 
 
-def _many(x: Tensor, w: Prepared, dtype: torch.dtype) -> Tensor:
-    y = torch.empty(x.shape[0], w.shape[0])
-    many_into(y, x, w, 0, dtype)
-    return y.to(x.dtype)
+def _many(x: Tensor, w: Prepared) -> Tensor:
+    y = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype)
+    many_into(y, x, w, 0)
+    return y
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -113,7 +140,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if bias is not None:
         return linear(x.to(torch.float32), weight, None).add_(bias).to(x.dtype)
     if x.shape[0] > FEW:
-        return _many(x, Prepared("canonical", "none", tuple(weight.shape), {"weight": weight}), torch.float32)
+        return quant_linear_many(x, Prepared("canonical", "none", tuple(weight.shape), {"weight": weight}))
     x = dense(x)
     y = torch.empty(x.shape[0], weight.shape[0], dtype=x.dtype)
     few_into(y, x, tensor_weight(weight))

@@ -164,11 +164,11 @@ def scratch_address(size: int) -> int:
     return _scratch.address
 
 
-def scratch(rows: int, columns: int) -> Array:
-    """float32 [rows, columns], which the next call for scratch overwrites."""
+def scratch_tensor(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """[rows, columns] at the same address."""
     scratch_address(rows * columns)
-    found: Array = _scratch.held[: rows * columns].reshape(rows, columns)
-    return found
+    size = rows * columns * dtype.itemsize
+    return torch.from_numpy(_scratch.held.view(np.uint8)[:size]).view(dtype).view(rows, columns)
 
 
 def wide(x: Tensor) -> Array:

@@ -6,7 +6,7 @@ import numpy as np
 
 from dsv3_cpu.compile import inner
 from dsv3_cpu.kernels.atoms import take, wait_for_all
-from dsv3_cpu.kernels.numbers import put, sigmoid
+from dsv3_cpu.kernels.numbers import put, sigmoid, widen
 from dsv3_cpu.kernels.product import scratch_for, sums_of
 from dsv3_cpu.kernels.routing import choose_row
 from dsv3_cpu.kernels.rows import arrange, coded, peaks_of, place
@@ -190,3 +190,21 @@ def layer(
     used = pairs[2, pairs.shape[1] - 1]
     mixture(team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, pairs[0], pairs[1], pairs[2], factor, used, arranged,
             shared, tile, h, hs, y)  # fmt: skip
+
+
+@kernel
+def combine(team, me, crew, y, place, weights, out):
+    """out[t] = sum over j of weights[t, j] * y[its row], in float32, in the order of j, rounded once; pairs without a row are
+    ignored. place [T * k]: each pair's row, or -1."""
+    k = weights.shape[1]
+    total = np.empty(out.shape[1], np.float32)
+    for t in range(me, out.shape[0], crew):
+        total[:] = 0
+        for j in range(k):
+            row = place[t * k + j]
+            if row >= 0:
+                factor = weights[t, j]
+                for i in range(out.shape[1]):
+                    total[i] += factor * widen(y[row, i])
+        for i in range(out.shape[1]):
+            put(out, (t, i), total[i])

@@ -9,7 +9,7 @@ from dsv3_cpu.kernels.atoms import take, wait_for_all
 from dsv3_cpu.kernels.dots import ROWS, at_once, dots
 from dsv3_cpu.kernels.lanes import GROUP
 from dsv3_cpu.kernels.numbers import put
-from dsv3_cpu.kernels.rows import arrange, decode, kind, ready, row_factor
+from dsv3_cpu.kernels.rows import arrange, kind, ready, row_factor
 from dsv3_cpu.programs import kernel
 
 AT_ONCE = 4  # rows of x that share one decoding of a weight, at most
@@ -113,10 +113,3 @@ def grouped(team, me, crew, w, s, experts, offsets, x, arranged, tile, y):
             for n in range(first, last):
                 put(y, (start + i, n), sums[i, n - first])
         p = take(team, 0)
-
-
-@kernel
-def decoded(team, me, crew, w, s, e, first, out):
-    """out[i] = row first + i of expert e as real numbers, float32 [rows, K]."""
-    for i in range(me, out.shape[0], crew):
-        decode(w, s, e, first + i, out, i)

@@ -1,4 +1,4 @@
-"""One row of a weight of any format as float32 numbers, and rows of x as products with such weights want them.
+"""Which format a weight has, and rows of x as products with it want them.
 
 Weights are [E, N, ..], one expert where there are none. Which format it is shows in the types: (int8, scales of three axes) is
 FP8, (int8, two) INT8, (uint8, three) INT4, uint16 bfloat16, and float32 itself. Rows are named by their indices, not sliced: a
@@ -16,9 +16,8 @@ from numba.extending import intrinsic
 
 from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.kernels.lanes import FORMATS, GROUP, LANES
-from dsv3_cpu.kernels.numbers import bits_of, float_of, fp8, power_of, widen
+from dsv3_cpu.kernels.numbers import bits_of, float_of, power_of, widen
 
-_UNDO = np.float32(256)  # of numbers.fp8
 _LIFT = 100  # FP8 decodes to 2^-120 of its value: x is scaled to about 2^100 so that products stay normal numbers
 
 
@@ -27,41 +26,6 @@ def kind(w, s) -> str:
     if w.dtype == types.int8:
         return "fp8" if s.ndim == 3 else "int8"
     return {types.uint8: "int4", types.uint16: "bf16", types.float32: "f32"}[w.dtype]
-
-
-def decode(w, s, e, n, out, i):
-    """Row n of expert e as real numbers, in out[i]; out float32 [.., K]."""
-
-
-@overloads(decode)
-def _decode(w, s, e, n, out, i):
-    def from_fp8(w, s, e, n, out, i):
-        for g in range(s.shape[2]):
-            factor = s[e, n >> 7, g]
-            for k in range(g * GROUP, min((g + 1) * GROUP, out.shape[1])):
-                out[i, k] = (fp8(w[e, n, k]) * _UNDO) * factor
-
-    def from_int8(w, s, e, n, out, i):
-        factor = s[e, n]
-        for k in range(out.shape[1]):
-            out[i, k] = np.float32(w[e, n, k]) * factor
-
-    def from_int4(w, s, e, n, out, i):
-        for g in range(s.shape[2]):
-            factor = s[e, n, g]
-            last = min((g + 1) * GROUP, out.shape[1])
-            for j in range(g * (GROUP // 2), last // 2):
-                code = np.int32(w[e, n, j])
-                out[i, 2 * j] = np.float32((code & 15) - 8) * factor
-                out[i, 2 * j + 1] = np.float32((code >> 4) - 8) * factor
-            if last % 2:
-                out[i, last - 1] = np.float32((np.int32(w[e, n, last // 2]) & 15) - 8) * factor
-
-    def from_real(w, s, e, n, out, i):
-        for k in range(out.shape[1]):
-            out[i, k] = widen(w[e, n, k])
-
-    return {"fp8": from_fp8, "int8": from_int8, "int4": from_int4}.get(kind(w, s), from_real)
 
 
 @intrinsic
