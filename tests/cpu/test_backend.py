@@ -12,22 +12,9 @@ import pytest
 import torch
 
 import dsv3
-from dsv3.budget.units import BF16_OPERAND
-from dsv3.plugin import LatentCache, Prepared
-from dsv3.quant import dequantize, quantize
-from dsv3_cpu import attention, backend, compile, experts, facts, linear, views
+from dsv3_cpu import backend, compile, facts, views
 
-SCHEMES = ("none", "fp8-w8a16", "int8-w8a16", "int4-w4a16", "int8-w8a8")
 NEEDS_TOUCHING = "import dsv3_cpu, sys; b = dsv3_cpu.backend; d = b.devices()[0]; b.probe(d); list(b.kernels(d)); "
-
-
-def _weight(quant: str, *shape: int, dtype: torch.dtype = torch.float32) -> Prepared:
-    torch.manual_seed(sum(shape))
-    real = torch.randn(*shape[-2:]).to(dtype)
-    if len(shape) == 2:
-        return Prepared("canonical", quant, shape, dict(quantize(real, quant)))
-    parts = [quantize(torch.randn(*shape[-2:]).to(dtype), quant) for _ in range(shape[0])]
-    return Prepared("canonical", quant, shape, {name: torch.stack([p[name] for p in parts]) for name in parts[0]})
 
 
 def test_import_and_probe_load_neither_torch_nor_numba() -> None:
@@ -100,71 +87,6 @@ def test_a_kernel_works_where_no_cache_can_be_written(tmp_path: Path) -> None:
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "file" / "below")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture
-def threads():
-    """Sets the number of threads; restores it."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
-@pytest.mark.parametrize("rows", [1, 5, 40])
-@pytest.mark.parametrize("quant", ["none", "fp8-w8a16"])
-def test_products_do_not_depend_on_the_number_of_threads(
-    quant: str, rows: int, threads, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compile, "_WORTH_THREADS", 0)
-    w = _weight(quant, 200, 300, dtype=torch.bfloat16)
-    x = torch.randn(rows, 300)
-    found = []
-    for count in (1, 2):
-        threads(count)
-        found.append(linear.quant_linear(x.to(torch.bfloat16), w))
-    assert torch.equal(*found)
-
-
-def test_attention_does_not_depend_on_the_number_of_threads(threads, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compile, "_WORTH_THREADS", 0)
-    cache = LatentCache(torch.randn(6, 16, 32), torch.randn(6, 16, 8))
-    found = []
-    for count in (1, 2):
-        threads(count)
-        found.append(
-            attention.mla_decode(
-                q_c=torch.ones(3, 8, 32), q_pe=torch.ones(3, 8, 8), cache=cache,
-                block_table=torch.tensor([[3, 1, 5], [0, 2, 4]]), seq_lens=torch.tensor([40, 17]),
-                cu_q=torch.tensor([0, 2, 3]), max_q=2, max_k=40, scale=0.1, start=0,
-            )
-        )  # fmt: skip
-    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
-
-
-@pytest.mark.parametrize("quant", SCHEMES[:4])
-def test_products_in_bfloat16_are_within_their_class(quant: str) -> None:
-    """What runs where the processor multiplies bfloat16 in hardware; torch computes the same elsewhere, slowly."""
-    w = _weight(quant, 160, 300, dtype=torch.bfloat16)
-    x = torch.randn(33, 300).to(torch.bfloat16)
-    real = dequantize(w, torch.float64)
-    wanted, size = x.double() @ real.T, x.double().abs() @ real.abs().T
-    error = (linear.quant_linear_bf16(x, w).double() - wanted).abs()
-    assert bool((error <= 2 * 2.0**-8 * wanted.abs() + BF16_OPERAND * size).all())
-
-
-@pytest.mark.parametrize("quant", SCHEMES)
-def test_experts_agree_between_few_and_many_tokens(quant: str) -> None:
-    w13, w2 = _weight(quant, 6, 256, 128), _weight(quant, 6, 128, 128)
-    x = torch.randn(60, 128)
-    ids = torch.stack([torch.randperm(6)[:3] for _ in range(60)]).to(torch.int32)
-    ids[::7, 1] = -1
-    weights = torch.rand(60, 3)
-    many = experts.fused_experts(x, weights, ids, w13, w2)
-    few = torch.cat([experts.fused_experts(x[i : i + 6], weights[i : i + 6], ids[i : i + 6], w13, w2) for i in range(0, 60, 6)])
-    # An INT8 code of an activation may fall to its neighbour where the two ways round differently before it.
-    torch.testing.assert_close(
-        many, few, rtol=2e-2 if quant.endswith("a8") else 1e-4, atol=2e-1 if quant.endswith("a8") else 1e-2
-    )
 
 
 def test_views_follow_their_tensors() -> None:

@@ -71,10 +71,11 @@ def sums_of(w, s, e, first, last, x, index, start, end, scratch):
         while i < end:
             width = min(together(w, s), end - i)
             at = ready(w, s, e, block, x, index, i, width, folded, undo)
+            length = folded.shape[1] if at == folded.ctypes.data else x.shape[1]
             columns = 4 if width > 2 else width
             n = block
             while n < stop:
-                strip(w, s, e, n, stop, at, x.shape[1], width, parts.ctypes.data)
+                strip(w, s, e, n, stop, at, length, width, parts.ctypes.data)
                 for r in range(min(ROWS, stop - n)):
                     factor = row_factor(w, s, e, n + r)
                     for c in range(width):

@@ -1,0 +1,93 @@
+"""Whole parts of a layer in one kernel, against their decompositions; attention over split keys."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsv3 import ops
+from dsv3.plugin import LatentCache
+from dsv3_cpu import attention, experts, prolog, team
+from tests.cpu.weights import WEIGHT_ONLY, weight
+
+_ROUTING = {"n_group": 4, "topk_group": 2, "topk": 3, "score": "sigmoid", "group_score": "top2_sum", "renormalize": True,
+            "scale": 2.5}  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 16])
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("quant", WEIGHT_ONLY)
+def test_moe_is_its_decomposition(quant: str, shared: bool, tokens: int) -> None:
+    w13, w2 = weight(quant, 8, 256, 192), weight(quant, 8, 192, 128)
+    both = (weight(quant, 256, 192), weight(quant, 192, 128)) if shared else (None, None)
+    x, gate, bias = torch.randn(tokens, 192), torch.randn(8, 192), torch.randn(8)
+    where = torch.tensor([3, -1, 0, 1, 2, 4, -1, 5], dtype=torch.int32)
+    for local in (None, where):
+        arguments = {"gate": gate, "bias": bias, "w13": w13, "w2": w2, "shared13": both[0], "shared2": both[1], **_ROUTING}
+        got = experts.moe_few(x=x, **arguments, expert_map=local)
+        wanted = ops.moe(x=x, **arguments, expert_map=local)
+        torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
+
+
+@pytest.mark.parametrize("low", [True, False])
+@pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
+@pytest.mark.parametrize("quant", WEIGHT_ONLY)
+def test_mla_prolog_is_its_decomposition(quant: str, cache_dtype: torch.dtype, low: bool) -> None:
+    heads, nope, rope, rank, width, tokens = 3, 32, 16, 128, 192, 4
+    kv_b = weight("none", heads * (nope + 24), rank).tensors["weight"].view(heads, nope + 24, rank)
+    weights = {"kv_a": weight(quant, rank + rope, width), "kv_a_norm": torch.rand(rank), "w_uk": kv_b[:, :nope]}
+    if low:
+        weights |= {
+            "q_a": weight(quant, 96, width),
+            "q_a_norm": torch.rand(96),
+            "q_b": weight(quant, heads * (nope + rope), 96),
+        }
+    else:
+        weights |= {"q": weight(quant, heads * (nope + rope), width)}
+
+    def run(kernel):
+        scale = torch.zeros(3, 16, 1) if cache_dtype == torch.float8_e4m3fn else None
+        cache = LatentCache(torch.zeros(3, 16, rank, dtype=torch.uint8).view(torch.float8_e4m3fn) if scale is not None
+                            else torch.zeros(3, 16, rank, dtype=cache_dtype), torch.zeros(3, 16, rope), scale)  # fmt: skip
+        generator = torch.Generator().manual_seed(1)
+        arguments = {
+            "x": torch.randn(tokens, width, generator=generator), "weights": weights, "positions": torch.tensor([9, 3, 0, 70]),
+            "cos_sin": torch.rand(80, rope, generator=generator), "slots": torch.tensor([17, -1, 40, 0]), "cache": cache,
+            "eps": 1e-6, "n_heads": heads,
+        }  # fmt: skip
+        return (*kernel(**arguments), cache)
+
+    q_c, q_pe, cache = run(prolog.mla_prolog)
+    wanted_c, wanted_pe, wanted = run(ops.mla_prolog)
+    torch.testing.assert_close(q_c, wanted_c, rtol=1e-3, atol=1e-3 * float(wanted_c.abs().max()))
+    torch.testing.assert_close(q_pe, wanted_pe, rtol=1e-3, atol=1e-3 * float(wanted_pe.abs().max()))
+    torch.testing.assert_close(cache.kpe, wanted.kpe, rtol=1e-3, atol=1e-3)
+    rows = cache.ckv.float(), wanted.ckv.float()
+    if cache.scale is not None and wanted.scale is not None:
+        rows = rows[0] * cache.scale, rows[1] * wanted.scale
+    torch.testing.assert_close(*rows, rtol=0.07, atol=1e-2)
+
+
+@pytest.mark.parametrize("rank,rope", [(512, 64), (32, 8), (160, 24)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_contexts_are_split_and_merged(dtype: torch.dtype, rank: int, rope: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths that are whole vectors and widths that are not; sequences of very different lengths, an empty one among them."""
+    monkeypatch.setattr(team, "WORTH_THREADS", 0)
+    pages, heads = 40, 5
+    cache = LatentCache(torch.randn(pages, 16, rank).to(dtype), torch.randn(pages, 16, rope).to(dtype))
+    arguments = {
+        "q_c": torch.randn(4, heads, rank), "q_pe": torch.randn(4, heads, rope), "cache": cache,
+        "block_table": torch.stack([torch.randperm(pages) for _ in range(3)]).to(torch.int32),
+        "seq_lens": torch.tensor([600, 0, 37], dtype=torch.int32), "cu_q": torch.tensor([0, 3, 3, 4], dtype=torch.int32),
+        "max_q": 3, "max_k": 600, "scale": 0.05, "start": 1,
+    }  # fmt: skip
+    o, lse = ops.mla_decode(**arguments)
+    before = torch.get_num_threads()
+    found = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        found.append(attention.mla_decode(**arguments))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    torch.testing.assert_close(found[0][0], o, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found[0][1], lse, rtol=1e-4, atol=1e-4)
