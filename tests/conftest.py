@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["XDG_CACHE_HOME"] = str(root / "cache")
     os.environ["TRITON_CACHE_DIR"] = str(root / "triton")
     # Compiled kernels may stay from one run to the next: their folder is named by the hash of what was compiled.
-    os.environ["NUMBA_CACHE_DIR"] = str(Path(__file__).parents[1] / ".pytest_cache" / "numba")
+    os.environ["NUMBA_CACHE_DIR"] = str(Path(tempfile.gettempdir()) / "dsv3-tests" / "numba")
     os.environ["HF_HOME"] = str(root / "hf")
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -18,6 +18,7 @@ import numba
 import numpy as np
 
 from dsv3_cpu import team
+from dsv3_cpu.ahead import alone
 from dsv3_cpu.compile import cached, inner
 from dsv3_cpu.kernels.arguments import unpacker
 from dsv3_cpu.progress import compiling
@@ -47,17 +48,21 @@ class Kernel:
         if found is None:
             with _compiling:
                 found = self._programs[signature] = self._compile(signature)
+                used.append((self._function.__module__, self._function.__name__, signature))
         address: int = found.address
         return address
 
+    def name_of(self, signature: str) -> str:
+        """What tells programs apart."""
+        return f"{self._function.__module__}.{self._function.__name__}_{signature.translate(_IN_NAMES)}"
+
     def _compile(self, signature: str) -> Any:
-        f = self._function
-        name = f"{f.__name__}_{signature.translate(_IN_NAMES)}"
+        f, name = self._function, self.name_of(signature)
         scope = {"kernel": inner(f), "unpack": unpacker(signature)}
-        entry = types.FunctionType(_entry.__code__, scope, name)
+        entry = types.FunctionType(_entry.__code__, scope, name.rpartition(".")[2])
         # numba's cache tells functions apart by module, qualified name and line.
-        entry.__qualname__, entry.__module__ = f"{f.__module__}.{name}", __name__
-        with compiling(f.__name__):
+        entry.__qualname__, entry.__module__ = name, __name__
+        with compiling(), alone(name):
             return cached(lambda cache: numba.cfunc(_PROGRAM, cache=cache, error_model="numpy")(entry))
 
     def __call__(self, work: int, *arguments: Any) -> None:
@@ -66,6 +71,7 @@ class Kernel:
 
 
 _compiling = threading.RLock()
+used: list[tuple[str, str, str]] = []  # (module, kernel, signature) of every program of this process
 _IN_NAMES = str.maketrans({":": "_", ",": "_"})
 
 

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import sys
-import time
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_PATIENCE = 1.0  # seconds of compiling before a word about it
-_spent = 0.0
+from dsv3_cpu import ahead
+
+# Seconds from which it is a compilation, and not a program read from the cache.
+_READ = 0.25
+_TEXT = "dsv3: compiling kernels for this processor, once; they are kept for later starts\n"
 _said = False
 
 
+def _slow() -> None:
+    global _said
+    ahead.start()
+    if not _said:
+        _said = True
+        sys.stderr.write(_TEXT)
+        sys.stderr.flush()
+
+
 @contextmanager
-def compiling(name: str) -> Iterator[None]:
-    """Counts the time; on a terminal or not, one line on stderr once it is more than a moment."""
-    global _spent, _said
-    started = time.perf_counter()
+def compiling() -> Iterator[None]:
+    """While a program is made: if that takes longer than reading one, helpers are started, and a line on stderr says why."""
+    if _said:
+        yield
+        return
+    watch = threading.Timer(_READ, _slow)
+    watch.daemon = True
+    watch.start()
     try:
         yield
     finally:
-        _spent += time.perf_counter() - started
-        if _spent > _PATIENCE and not _said:
-            _said = True
-            print(
-                "dsv3: compiling kernels for this processor, once (they are kept for later starts) ..",
-                file=sys.stderr,
-                flush=True,
-            )
+        watch.cancel()
+

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 from array import array as words
+from collections.abc import Callable
 
 import numpy as np
-import torch
 
 from dsv3_cpu.compile import called
 from dsv3_cpu.kernels.atoms import (
@@ -166,9 +166,17 @@ _team: Team | None = None
 _in_use = threading.Lock()  # a team runs one program at a time; who comes second works alone
 
 
+_asked: Callable[[], int] | None = None
+
+
 def crew_size() -> int:
-    """Threads that a kernel may use: torch's number, at most as many as processors."""
-    return min(torch.get_num_threads(), MOST_WORKERS + 1)
+    """Threads that a kernel may use: torch's number."""
+    global _asked
+    if _asked is None:
+        import torch  # not by processes that only compile
+
+        _asked = torch.get_num_threads
+    return min(_asked(), MOST_WORKERS + 1)
 
 
 def run(program: int, work: int, arguments: tuple[int, ...]) -> None:

@@ -1,0 +1,106 @@
+"""The first start on a machine: kernels that will be needed are compiled by other processes while this one loads and compiles.
+
+numba compiles on one core. Which programs a process takes on shows in marker files beside the cache; who finds another's
+marker waits for it, rather than doing the same work.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from dsv3_cpu.compile import cache_folder
+
+COMMON = Path(__file__).with_name("common.json")
+_MOST_HELPERS = 3
+_WAIT = 60.0  # seconds; a process that was killed leaves its markers
+_helping = False
+_helpers: list[subprocess.Popen[bytes]] = []
+
+
+def common() -> list[tuple[str, str, str]]:
+    """(module, kernel, signature) of the programs that a model in FP8 or bfloat16 uses, those first that take longest."""
+    return [(e["module"], e["kernel"], e["signature"]) for e in json.loads(COMMON.read_text(encoding="utf-8"))]
+
+
+def _marker(folder: Path, name: str) -> Path:
+    import hashlib
+
+    return folder / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.compiling"
+
+
+def _take(marker: Path) -> bool:
+    """Whether this process is the one that compiles it."""
+    try:
+        os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+@contextmanager
+def alone(name: str) -> Iterator[None]:
+    """While open, other processes that want this program wait for it; on entry it waits for one that is at it."""
+    folder = cache_folder()
+    if folder is None:
+        yield
+        return
+    marker = _marker(folder, name)
+    deadline = time.monotonic() + _WAIT
+    while not _take(marker) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            marker.unlink()
+
+
+def start() -> None:
+    """Start helpers for the common programs, once, where there are cores for them and a cache to meet in."""
+    global _helping
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if _helping or cores < 2 or cache_folder() is None or getattr(sys, "frozen", False):
+        return
+    _helping = True
+    for _ in range(min(_MOST_HELPERS, cores - 1)):
+        with suppress(OSError):
+            _helpers.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", "from dsv3_cpu.ahead import main; main()"],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                )
+            )  # fmt: skip
+
+
+@atexit.register
+def _stop() -> None:
+    for helper in _helpers:
+        helper.terminate()
+    for helper in _helpers:
+        with suppress(subprocess.TimeoutExpired):
+            helper.wait(1)
+
+
+def main() -> None:
+    """Compile what nobody else is at."""
+    global _helping
+    _helping = True  # helpers have none
+    folder = cache_folder()
+    if folder is None:
+        return
+    for module, kernel, signature in common():
+        found = getattr(importlib.import_module(module), kernel)
+        if not _marker(folder, found.name_of(signature)).exists():
+            found.program(signature)
+
