@@ -64,6 +64,21 @@ def test_what_goes_wrong_with_an_engine_is_its_outcome(tmp_path: Path, story: Pa
     assert "cannot be started" in found[3].reason and not any(o.rates for o in found)
 
 
+def test_an_engine_that_takes_too_long_keeps_what_it_had(tmp_path: Path) -> None:
+    slow = tmp_path / "python"
+    row = {"seconds": [0.5], "ids": [[1, 2]]}
+    done = {"version": "9", "load_s": 0.1, "peak_bytes": 5, "workloads": {"decode-b1-4": row}}
+    (tmp_path / "done.json").write_text(json.dumps(done))
+    slow.write_text(f'#!/bin/sh\ncp {tmp_path}/done.json "$4"\nsleep 600 &\nsleep 600\n')
+    slow.chmod(0o755)
+    common = {"threads": 1, "dtype": "float32", "repeats": 1, "options": {}, "vocabulary": 64}
+    (found,) = run(
+        [Job("vllm", str(slow), "x")], parse(["decode-b1-4", "prefill-4"], 1), common, tmp_path, 2, lambda text: None
+    )
+    assert found.rates == {"decode-b1-4": (2.0, 2.0, 2.0)} and found.peak_bytes == 5 and not found.reason
+    assert found.failed == {"prefill-4": "took longer than 2 s; give --timeout more"}
+
+
 def test_tokens_in_common() -> None:
     ours = Outcome("dsv3", ids={"w": [[1, 2, 3, 4], [5, 6, 7, 8]]})
     assert Outcome("x", ids={"w": [[1, 2, 9, 4], [5, 6, 7, 8]]}).same(ours, "w") == 6 / 8
