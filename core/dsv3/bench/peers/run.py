@@ -92,7 +92,7 @@ def run(
 
 
 def _start(job: Job, paths: tuple[Path, Path], threads: int, timeout: float) -> tuple[dict[str, Any], str]:
-    """What the engine's process wrote, and why there is no more. Its own talk goes to a file: the last line says why it died."""
+    """What the engine's process wrote, and why there is no more. Its talk goes to a file: the last line says why it died."""
     script = Path(engines.__file__).with_name("main.py")
     command = [job.python, str(script), MODULES[job.engine], *map(str, paths)]
     log = paths[1].with_suffix(".log")

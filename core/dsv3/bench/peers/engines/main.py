@@ -39,8 +39,8 @@ def measured(engine: Any, workload: dict[str, Any], repeats: int) -> dict[str, A
 
 
 def run(name: str, job: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> None:
-    """Run everything. keep: called with all there is to tell, after each workload, so that a process that is ended in the middle
-    leaves what it had."""
+    """Run everything. keep: called with all there is to tell, after each workload, so that a process that is ended before its
+    end leaves what it had."""
     sys.path.insert(0, str(Path(__file__).parent))
     try:
         module = importlib.import_module(name)
