@@ -44,6 +44,19 @@ def test_ratios_and_what_the_machine_has_to_do_with_them(tmp_path: Path) -> None
     assert time.normalised == pytest.approx(80 / 50) and time.verdict == "worse"  # a faster machine, and no faster
 
 
+def test_operators_are_compared_by_call(tmp_path: Path) -> None:
+    def row(kernel: str, us: float, mb: float, mflop: float) -> dict[str, object]:
+        return {"operator": "linear", "shape": "8x8", "kernel": kernel, "us a call": us, "MB": mb, "MFLOP": mflop}
+
+    old, new = result(SLOW, []), result(FAST, [])
+    old.rows, new.rows = [row("a", 10.0, 1.0, 1.0)], [row("b", 5.0, 1.0, 1.0), {**row("b", 1.0, 1.0, 1.0), "shape": "9x9"}]
+    (found,) = compare(read(stored(old, tmp_path)), new)
+    assert (found.name, found.ratio) == ("linear 8x8", 0.5) and found.normalised == pytest.approx(1.0)  # memory twice as fast
+    new.rows = [row("b", 5.0, 1.0, 1000.0)]
+    (found,) = compare(read(tmp_path / "old.json"), new)
+    assert found.normalised == pytest.approx(0.5 * 80 / 50) and found.verdict == "better"
+
+
 def test_a_run_of_something_else_is_refused(tmp_path: Path) -> None:
     figures = [Figure("rate", 5.0, "tokens/s")]
     old = read(stored(result(SLOW, figures), tmp_path))
