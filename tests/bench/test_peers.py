@@ -64,6 +64,16 @@ def test_what_goes_wrong_with_an_engine_is_its_outcome(tmp_path: Path, story: Pa
     assert "cannot be started" in found[3].reason and not any(o.rates for o in found)
 
 
+def test_an_engine_whose_workers_died_is_asked_what_of(tmp_path: Path) -> None:
+    slow = tmp_path / "python"
+    (tmp_path / "done.json").write_text(json.dumps({"error": "RuntimeError: see above"}))
+    slow.write_text(f'#!/bin/sh\necho "(worker 1) ValueError: no memory"\ncp {tmp_path}/done.json "$4"\n')
+    slow.chmod(0o755)
+    common = {"threads": 1, "dtype": "float32", "repeats": 1, "options": {}, "vocabulary": 64}
+    (found,) = run([Job("vllm", str(slow), "x")], parse(["prefill-4"], 1), common, tmp_path, 9, lambda text: None)
+    assert found.reason == "RuntimeError: see above (ValueError: no memory)"
+
+
 def test_an_engine_that_takes_too_long_keeps_what_it_had(tmp_path: Path) -> None:
     slow = tmp_path / "python"
     row = {"seconds": [0.5], "ids": [[1, 2]]}

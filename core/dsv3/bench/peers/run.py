@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,7 +111,16 @@ def _start(job: Job, paths: tuple[Path, Path], threads: int, timeout: float) -> 
         finally:
             _end(started)
     made: dict[str, Any] = json.loads(paths[1].read_text(encoding="utf-8")) if paths[1].exists() else {}
+    if "error" in made and (cause := _cause(log)) and cause not in made["error"]:
+        made["error"] += f" ({cause})"
     return made, why
+
+
+def _cause(log: Path) -> str:
+    """The first error in a log: an engine whose workers died says of itself only that they did."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = (m[0] for line in lines if (m := re.search(r"\b[A-Z]\w*Error: .*", line)))
+    return next(found, "")[:300]
 
 
 def _end(started: subprocess.Popen[bytes]) -> None:
