@@ -19,8 +19,8 @@ from typing import Any
 
 
 def peak() -> int | None:
-    """Bytes, the most that was ever resident in this process and in those it started, each by itself; mapped files among them, and
-    pages that two of them share twice."""
+    """Bytes, the most that was ever resident in this process and in those it started, each by itself; mapped files among them,
+    and pages that two of them share twice."""
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/status"):
         parents[int(path.parent.name)] = _status(path, "PPid:") or 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import torch
 import vllm
 from vllm import LLM, SamplingParams
 
@@ -16,6 +15,8 @@ class Engine:
     def __init__(self, job: dict[str, Any]) -> None:
         longest = max(len(w["prompts"][0]) + w["tokens"] for w in job["workloads"])
         most = max(len(w["prompts"]) for w in job["workloads"])
+        import torch  # here: where vLLM is missing, that is what has to be said
+
         # On a CPU this is a share of all memory, and vLLM refuses to start if that much is not free.
         share = {} if torch.cuda.is_available() else {"gpu_memory_utilization": 0.5}
         self.llm = LLM(
