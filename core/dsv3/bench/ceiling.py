@@ -58,10 +58,11 @@ class Ceilings:
         return asdict(self)
 
 
-def measure(device: torch.device | str = "cpu", buffer: int = BUFFER, repeats: int = _REPEATS) -> Ceilings:
-    """Measure on a device, with torch's present number of threads. buffer: bytes; a quarter of free memory if that is less."""
-    place = torch.device(device)
-    with _buffer(place, min(buffer, available() // 4) if place.type == "cpu" else buffer) as memory:
+def measure(device: torch.device | str = "cpu", buffer: int | None = None, repeats: int = _REPEATS) -> Ceilings:
+    """Measure on a device, with torch's present number of threads. buffer: bytes, BUFFER unless given; a quarter of the free
+    memory if that is less."""
+    place, size = torch.device(device), buffer or BUFFER
+    with _buffer(place, min(size, available() // 4) if place.type == "cpu" else size) as memory:
         loop, times = _read(memory, place, repeats)
         nbytes = memory.numel() * memory.element_size()
         one = _one_thread(memory, place, repeats)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,20 @@ def compare(old: Mapping[str, Any], new: Result) -> list[Ratio]:
         earlier = known.get(figure["name"])
         if earlier is not None and earlier["value"] and figure["unit"] == earlier["unit"]:
             rows.append(_ratio(earlier, figure, ceilings))
-    return rows
+    return rows + list(_calls(old.get("rows", []), this["rows"], ceilings))
+
+
+def _calls(old: list[Any], new: list[Any], ceilings: list[Mapping[str, Any]]) -> Iterator[Ratio]:
+    """The time of a call of every operator and shape that both have, whatever kernel runs it."""
+    if not all("us a call" in row for row in (*old, *new)):
+        return
+    known = {(row["operator"], row["shape"]): row for row in old}
+    for row in new:
+        earlier = known.get((row["operator"], row["shape"]))
+        if earlier is not None and earlier["us a call"]:
+            read = row["MB"] / _ceiling(ceilings[1], "read") >= row["MFLOP"] / _ceiling(ceilings[1], "matmul")
+            facts = {"name": f"{row['operator']} {row['shape']}", "bound": "read" if read else "matmul", "better": "less"}
+            yield _ratio({**facts, "value": earlier["us a call"]}, {**facts, "value": row["us a call"]}, ceilings)
 
 
 def _ratio(old: Mapping[str, Any], new: Mapping[str, Any], ceilings: list[Mapping[str, Any]]) -> Ratio:

@@ -49,7 +49,9 @@ def main(arguments: argparse.Namespace) -> int:
         jobs, missing = _jobs(settings["model"], str(folder), wanted, kinds, pythons, kept)
         found = [*run(jobs, workloads, common, Path(scratch), arguments.timeout, _say), *missing]
         after = _ceilings(threads)
-    print(_text(found, workloads, before.best(after), threads, arguments.repeat))
+    from dsv3.bench.results import unrest
+
+    print(_text(found, workloads, before.best(after), threads, arguments.repeat, unrest(before, after)))
     if arguments.json:
         from dsv3.bench.results import write_json
 
@@ -130,7 +132,9 @@ def _ceilings(threads: int) -> Ceilings:
     return measure()
 
 
-def _text(found: Sequence[Outcome], workloads: Sequence[Workload], best: Ceilings, threads: int, repeats: int) -> str:
+def _text(
+    found: Sequence[Outcome], workloads: Sequence[Workload], best: Ceilings, threads: int, repeats: int, notes: Sequence[str]
+) -> str:
     """Rates, what dsv3 is of each, memory, and the reasons of those that are not there."""
     names = [w.name for w in workloads]
     ours, here = found[0], [o for o in found if o.rates]
@@ -144,7 +148,8 @@ def _text(found: Sequence[Outcome], workloads: Sequence[Workload], best: Ceiling
         ratios: list[tuple[str, ...]] = [("dsv3 over", *names)]
         ratios += [(o.label, *(_ratio(ours, o, name) for name in names)) for o in peers]
         parts.append(aligned(ratios))
-    reasons = [f"{o.label}: {o.reason}" for o in found if o.reason]
+    reasons = [f"note: {note}" for note in notes]
+    reasons += [f"{o.label}: {o.reason}" for o in found if o.reason]
     reasons += [f"{o.label}, {name}: {reason}" for o in found for name, reason in o.failed.items()]
     return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])])
 

@@ -64,6 +64,8 @@ def _check(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
                 why = "is a folder" if path.is_dir() else f"is in {str(path.parent)!r}, which is no folder"
                 raise UsageError(f"--{name} {value!r} {why}; name a file in a folder that exists")
     if arguments.plot is not None:
+        if arguments.bench == "load":
+            raise UsageError("--plot: loading has no FLOP to draw; plot decode, prefill or ops")
         from dsv3.bench.plot import check_plot
 
         check_plot(Path(arguments.plot))

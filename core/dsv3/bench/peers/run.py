@@ -6,8 +6,12 @@ others go on. Nothing runs beside an engine: a machine that is shared between tw
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
+import os
+import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -81,30 +85,49 @@ def run(
         given |= {"model": job.model, "workloads": [w.job(common["vocabulary"]) for w in workloads]}
         paths = folder / f"job{n}.json", folder / f"out{n}.json"
         paths[0].write_text(json.dumps(given), encoding="utf-8")
-        outcome = _outcome(job, workloads, _start(job, paths, given["threads"], timeout))
+        outcome = _outcome(job, workloads, *_start(job, paths, given["threads"], timeout))
         if outcome.reason:
             say(f"{job.label}: {outcome.reason}")
         found.append(outcome)
     return found
 
 
-def _start(job: Job, paths: tuple[Path, Path], threads: int, timeout: float) -> dict[str, Any]:
-    """What the engine's process wrote, or {"error"}. Its own talk goes to a file: the last line says why it died."""
+def _start(job: Job, paths: tuple[Path, Path], threads: int, timeout: float) -> tuple[dict[str, Any], str]:
+    """What the engine's process wrote, and why there is no more. Its talk goes to a file: the last line says why it died."""
     script = Path(engines.__file__).with_name("main.py")
     command = [job.python, str(script), MODULES[job.engine], *map(str, paths)]
     log = paths[1].with_suffix(".log")
     with log.open("wb") as out:
         try:
-            done = subprocess.run(command, stdout=out, stderr=out, env=_environment(threads), timeout=timeout, check=False)
-        except subprocess.TimeoutExpired:
-            return {"error": f"took longer than {timeout:.0f} s; give --timeout more"}
+            started = subprocess.Popen(command, stdout=out, stderr=out, env=_environment(threads), start_new_session=True)
         except OSError as error:
-            return {"error": f"cannot be started: {error}"}
-    if paths[1].exists():
-        made: dict[str, Any] = json.loads(paths[1].read_text(encoding="utf-8"))
-        return made
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return {"error": f"its process ended with {done.returncode}: {lines[-1][:200] if lines else 'and said nothing'}"}
+            return {}, f"cannot be started: {error}"
+        try:
+            code = started.wait(timeout)
+            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            why = f"its process ended with {code}: {lines[-1][:200] if lines else 'and said nothing'}"
+        except subprocess.TimeoutExpired:
+            why = f"took longer than {timeout:.0f} s; give --timeout more"
+        finally:
+            _end(started)
+    made: dict[str, Any] = json.loads(paths[1].read_text(encoding="utf-8")) if paths[1].exists() else {}
+    if "error" in made and (cause := _cause(log)) and cause not in made["error"]:
+        made["error"] += f" ({cause})"
+    return made, why
+
+
+def _cause(log: Path) -> str:
+    """The first error in a log: an engine whose workers died says of itself only that they did."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    found = (m[0] for line in lines if (m := re.search(r"\b[A-Z]\w*Error: .*", line)))
+    return next(found, "")[:300]
+
+
+def _end(started: subprocess.Popen[bytes]) -> None:
+    """The process and those that it started: some engines leave workers behind."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(started.pid, signal.SIGKILL)
+    started.wait()
 
 
 def _environment(threads: int) -> dict[str, str]:
@@ -114,16 +137,18 @@ def _environment(threads: int) -> dict[str, str]:
     return {**environment(), **dict.fromkeys(names, str(threads)), **offline}
 
 
-def _outcome(job: Job, workloads: Sequence[Workload], made: Mapping[str, Any]) -> Outcome:
+def _outcome(job: Job, workloads: Sequence[Workload], made: Mapping[str, Any], why: str) -> Outcome:
     if "missing" in made:
         return Outcome(
             job.label, reason=f"not installed: {made['missing']}; pip install {PACKAGES.get(job.engine, job.engine)}"
         )
     if "error" in made:
         return Outcome(job.label, reason=made["error"])
+    if not made:
+        return Outcome(job.label, reason=why)
     found = Outcome(job.label, made["version"], made["load_s"], made["peak_bytes"])
     for w in workloads:
-        given = made["workloads"][w.name]
+        given = made["workloads"].get(w.name, {"error": why})
         if "error" in given:
             found.failed[w.name] = given["error"]
         elif min(given["seconds"]) <= 0:

@@ -13,38 +13,53 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
 def peak() -> int | None:
-    """Bytes, the most that was ever resident, mapped files among them."""
-    status = Path("/proc/self/status")
-    if not status.exists():
+    """Bytes, the most that was ever resident in this process and in those it started, each by itself; mapped files among them,
+    and pages that two of them share twice."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/status"):
+        parents[int(path.parent.name)] = _status(path, "PPid:") or 0
+    ours = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+        ours |= more
+    found = [_status(Path(f"/proc/{pid}/status"), "VmHWM:") for pid in ours]
+    sizes = [kilobytes for kilobytes in found if kilobytes is not None]
+    return sum(sizes) * 1024 if sizes else None
+
+
+def _status(path: Path, name: str) -> int | None:
+    """A number of a process; None where it is not told, or the process has gone."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except OSError:
         return None
-    lines = status.read_text().splitlines()
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+    return next((int(line.split()[1]) for line in lines if line.startswith(name)), None)
 
 
 def measured(engine: Any, workload: dict[str, Any], repeats: int) -> dict[str, Any]:
     """One workload, after a turn that is not counted."""
     prompts, tokens = workload["prompts"], workload["tokens"]
     if tokens:
-        engine.decode(prompts, min(tokens, 4), 1)
-        seconds, ids = engine.decode(prompts, tokens, repeats)
-        return {"seconds": seconds, "ids": ids}
+        seconds, ids = engine.decode(prompts, tokens, repeats + 1)
+        return {"seconds": seconds[1:], "ids": ids}
     engine.prefill(prompts)
     runs = [engine.prefill(prompts) for _ in range(repeats)]
     return {"seconds": [s for s, _ in runs], "ids": [[token] for token in runs[-1][1]]}
 
 
-def run(name: str, job: dict[str, Any]) -> dict[str, Any]:
-    """Everything that goes to OUT."""
+def run(name: str, job: dict[str, Any], keep: Callable[[dict[str, Any]], None]) -> None:
+    """Run everything. keep: called with all there is to tell, after each workload, so that a process that is ended before its
+    end leaves what it had."""
     sys.path.insert(0, str(Path(__file__).parent))
     try:
         module = importlib.import_module(name)
     except ImportError as error:
-        return {"missing": f"{error} ({sys.executable})"}
+        return keep({"missing": f"{error} ({sys.executable})"})
     start = time.perf_counter()
     engine = module.Engine(job)
     found: dict[str, Any] = {"version": engine.version, "load_s": time.perf_counter() - start, "workloads": {}}
@@ -52,20 +67,27 @@ def run(name: str, job: dict[str, Any]) -> dict[str, Any]:
         try:
             found["workloads"][workload["name"]] = measured(engine, workload, job["repeats"])
         except Exception as error:  # one workload that an engine cannot do is no reason to lose the others
-            found["workloads"][workload["name"]] = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-    found["peak_bytes"] = peak()
-    return found
+            found["workloads"][workload["name"]] = {"error": said(error)}
+        keep({**found, "peak_bytes": peak()})
+
+
+def said(error: Exception) -> str:
+    """In one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 def main() -> None:
     name, job, out = sys.argv[1:]
+
+    def keep(found: dict[str, Any]) -> None:
+        part = Path(out + ".part")
+        part.write_text(json.dumps(found))
+        os.replace(part, out)
+
     try:
-        found = run(name, json.loads(Path(job).read_text()))
+        run(name, json.loads(Path(job).read_text()), keep)
     except Exception as error:  # its text is what the one who asked has to go by
-        found = {"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]}
-    part = Path(out + ".part")
-    part.write_text(json.dumps(found))
-    os.replace(part, out)
+        keep({"error": said(error)})
 
 
 if __name__ == "__main__":

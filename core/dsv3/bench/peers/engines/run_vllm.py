@@ -15,7 +15,12 @@ class Engine:
     def __init__(self, job: dict[str, Any]) -> None:
         longest = max(len(w["prompts"][0]) + w["tokens"] for w in job["workloads"])
         most = max(len(w["prompts"]) for w in job["workloads"])
+        import torch  # here: where vLLM is missing, that is what has to be said
+
+        # On a CPU this is a share of all memory, and vLLM refuses to start if that much is not free.
+        share = {} if torch.cuda.is_available() else {"gpu_memory_utilization": 0.5}
         self.llm = LLM(
+            **share,
             model=job["model"], dtype=job["dtype"], skip_tokenizer_init=True, max_model_len=longest + 16, max_num_seqs=most,
             max_num_batched_tokens=max(2048, longest + 16), enable_prefix_caching=False, disable_log_stats=True,
         )  # fmt: skip
