@@ -103,4 +103,3 @@ def main() -> None:
         found = getattr(importlib.import_module(module), kernel)
         if not _marker(folder, found.name_of(signature)).exists():
             found.program(signature)
-

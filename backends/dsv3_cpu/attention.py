@@ -7,12 +7,12 @@ from torch import Tensor
 
 from dsv3.plugin import LatentCache
 from dsv3_cpu.kernels.decode import HEADS, WIDTH, absorbed
-from dsv3_cpu.programs import float_word, words_of
+from dsv3_cpu.programs import float_word
 from dsv3_cpu.team import run
-from dsv3_cpu.views import CODES, array, indices, planes, scratch_address
+from dsv3_cpu.views import CODES, DEFAULT, Config, as_indices, dense, index_words, planes, scratch_address
 
 _MOST_SCORES = 1 << 21  # of one tile, all heads
-_MOST_KEYS = 256  # of one task, unless that would be more than so many tasks
+_KEYS = 256
 _MOST_TASKS = 64
 
 
@@ -27,13 +27,17 @@ def mla_decode(
     max_k: int,
     scale: float,
     start: int,
+    config: Config = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
+    """config: keys, that one task sees, unless that would be too many tasks."""
+    q_c, q_pe = dense(q_c), dense(q_pe)
     tokens, heads, rank = q_c.shape
     rope = q_pe.shape[2]
-    o, lse = torch.empty_like(q_c, memory_format=torch.contiguous_format), torch.empty(heads, tokens)
-    sequences = seq_lens.shape[0]
+    o, lse = torch.empty_like(q_c), torch.empty(heads, tokens)
+    table, lengths, bounds = as_indices(block_table), as_indices(seq_lens), as_indices(cu_q)
+    sequences = lengths.shape[0]
     groups = -(-heads // HEADS)
-    splits = max(1, min(-(-(max_k - start) // _MOST_KEYS), _MOST_TASKS // max(1, sequences * groups)))
+    splits = max(1, min(-(-(max_k - start) // config.get("keys", _KEYS)), _MOST_TASKS // max(1, sequences * groups)))
     padded = -(-rank // WIDTH) * WIDTH
     direct = cache.scale is None and rank == padded and rope % WIDTH == 0
     work = tokens * heads * max_k * (rank + rope) // 2
@@ -41,7 +45,8 @@ def mla_decode(
     sums = scratch_address(splits * tokens * up * (padded + 2))
     shape = (splits, tokens, up)
     words = (
-        *words_of(array(q_c), array(q_pe), indices(block_table), indices(seq_lens), indices(cu_q)), float_word(float(scale)),
+        q_c.data_ptr(), tokens, heads, rank, q_pe.data_ptr(), tokens, heads, rope, *index_words(table), *index_words(lengths),
+        *index_words(bounds), float_word(float(scale)),
         start, cache.ckv.shape[1], int(direct), *planes(cache), splits, sums, *shape, padded, sums + 4 * splits * tokens * up * padded,
         *shape, 2, o.data_ptr(), tokens, heads, rank, lse.data_ptr(), heads, tokens,
     )  # fmt: skip
@@ -77,6 +82,37 @@ def mla_prefill(
         qs, ks, vs = (t.to(torch.float32).transpose(0, 1) for t in (q[rows], k[keys], v[keys]))
         if qs.shape[1] and ks.shape[1]:
             _sequence(qs, ks, vs, scale, causal, o[rows], lse[:, rows])
+    return o, lse
+
+
+def mla_prefill_bf16(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_q: Tensor,
+    cu_k: Tensor,
+    max_q: int,
+    max_k: int,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """Where there are instructions for products of bfloat16: torch's flash attention, sequence by sequence, where it knows the
+    mask and nothing is hidden that may not be multiplied by 0; else `mla_prefill`."""
+    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
+    square = not causal or bounds_q == bounds_k
+    if not square or v.shape[2] > q.shape[2] or not bool(torch.isfinite(v).all()):
+        return mla_prefill(q, k, v, cu_q, cu_k, max_q, max_k, scale, causal)
+    o = torch.zeros(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype)
+    lse = torch.full((q.shape[1], q.shape[0]), float("-inf"))
+    # It wants one width for all three.
+    v = torch.nn.functional.pad(v, (0, q.shape[2] - v.shape[2]))
+    for s in range(len(bounds_q) - 1):
+        rows, keys = slice(*bounds_q[s : s + 2]), slice(*bounds_k[s : s + 2])
+        qs, ks, vs = (t.transpose(0, 1)[None] for t in (q[rows], k[keys], v[keys]))
+        if qs.shape[2] and ks.shape[2]:
+            found, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(qs, ks, vs, 0.0, causal, scale=scale)
+            o[rows] = found[0].transpose(0, 1)[..., : o.shape[2]]
+            lse[:, rows] = sums[0].view(lse.shape[0], -1)
     return o, lse
 
 

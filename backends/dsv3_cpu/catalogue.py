@@ -53,14 +53,15 @@ def _products() -> list[Kernel]:
         found += _dense("grouped_linear", scheme, "experts:grouped_linear", "M", needs)
         if scheme != "int8-w8a8":
             found.append(_prolog(scheme))
-            found.append(_kernel("moe", f"{scheme}-few", "experts:moe_few", *needs, AtMost("T", _MANY - 1), **_ON_HOST))
+            found.append(_kernel("moe", f"{scheme}-few", "experts:moe_few", *needs, AtMost("T", _MANY - 1), **_ON_HOST,
+                                 configs="cpu_moe"))  # fmt: skip
     return found
 
 
 def _prolog(scheme: str) -> Kernel:
     half = [_HALF] if scheme.startswith("fp8") else []
     return _kernel("mla_prolog", f"{scheme}-few", "prolog:mla_prolog", DType("x", *_REAL), _CACHE, Scheme(scheme), *half,
-                   AtMost("T", _MANY - 1))  # fmt: skip
+                   AtMost("T", _MANY - 1), configs="cpu_mla_prolog")  # fmt: skip
 
 
 # Offsets are read on the host, which is where they are; a graph could not hold that.
@@ -71,7 +72,8 @@ def _by_rows(op: str, target: str, scheme: str, needs: list[Any]) -> list[Kernel
     """Few rows by decoding weights in registers, where a row's bits do not depend on its neighbours; many by torch's products."""
     if scheme == "int8-w8a8" and op == "fused_experts":  # one rounding of its inputs; the parts do the same
         return []
-    few = _kernel(op, f"{scheme}-few", f"{target}_few", *needs, AtMost("T", _MANY - 1), batch_invariant=True)
+    configs = None if scheme == "int8-w8a8" else f"cpu_{op}"
+    few = _kernel(op, f"{scheme}-few", f"{target}_few", *needs, AtMost("T", _MANY - 1), batch_invariant=True, configs=configs)
     return [few, *_dense(op, f"{scheme}", f"{target}_many", "T", needs)]
 
 
@@ -92,8 +94,18 @@ def _dense(op: str, scheme: str, target: str, rows: str, needs: list[Any]) -> li
 def _attention() -> list[Kernel]:
     real = [DType(name, *_REAL) for name in ("q", "k", "v")]
     return [
-        _kernel("mla_decode", "flash", "attention:mla_decode", DType("q_c", *_REAL), _CACHE, _HALF),
+        _kernel("mla_decode", "flash", "attention:mla_decode", DType("q_c", *_REAL), _CACHE, _HALF, configs="cpu_mla_decode"),
         _kernel("mla_prefill", "tiles", "attention:mla_prefill", *real, graph_safe=False),
+        _kernel(
+            "mla_prefill",
+            "flash-bf16",
+            "attention:mla_prefill_bf16",
+            *(DType(name, "bfloat16") for name in ("q", "k", "v")),
+            Feature("bf16_mm"),
+            graph_safe=False,
+            numerics="bf16-p",
+            priority=1,
+        ),
         _kernel("kv_cache_write", "rows", "cache:kv_cache_write", DType("ckv", *_REAL), _CACHE, _HALF, batch_invariant=True),
         _kernel(
             "rope_cache_write", "rows", "cache:rope_cache_write", DType("q_pe", *_REAL), _CACHE, _HALF, batch_invariant=True

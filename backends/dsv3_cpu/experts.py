@@ -19,7 +19,7 @@ from dsv3_cpu.pointwise import silu_mul
 from dsv3_cpu.programs import Kernel, float_word, words_of
 from dsv3_cpu.routing import GROUP_SCORES, SCORES
 from dsv3_cpu.team import crew_size, run
-from dsv3_cpu.views import Array, Weight, array, dense, kept, remembered, tensor_weight, weight
+from dsv3_cpu.views import DEFAULT, Array, Config, Weight, array, dense, kept, remembered, tensor_weight, weight
 
 _NOWHERE = np.empty(0, np.int32)  # the expert map where all experts are here
 _NOWHERE_WORDS = words_of(_NOWHERE)
@@ -81,13 +81,13 @@ def _sorted(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared
     return out
 
 
-def fused_experts_few(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared) -> Tensor:
-    """At most FEW tokens."""
+def fused_experts_few(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared, config: Config = DEFAULT) -> Tensor:
+    """At most FEW tokens. config: tile, outputs that a thread takes at a time."""
     x, layer = dense(x), _layer(w13, w2, None, None)
     space = layer.space(x.shape[0], ids.shape[1])
     y = torch.empty_like(x)
     routed = (array(weights.to(torch.float32)), array(ids.to(torch.int32)), _NOWHERE)
-    layer.run(kernels.fused, space, x, words_of(*routed), y, (), "")
+    layer.run(kernels.fused, space, x, words_of(*routed), y, (), "", config.get("tile"))
     return y
 
 
@@ -107,8 +107,9 @@ def moe_few(
     renormalize: bool,
     scale: float,
     expert_map: Tensor | None,
+    config: Config = DEFAULT,
 ) -> Tensor:
-    """At most FEW tokens."""
+    """At most FEW tokens. config: tile, outputs that a thread takes at a time."""
     x, layer, router = dense(x), _layer(w13, w2, shared13, shared2), tensor_weight(gate)
     space = layer.space(x.shape[0], topk)
     routing = layer.routing(x.shape[0], topk, gate.shape[0], router.padded(x.shape[1]))
@@ -120,7 +121,7 @@ def moe_few(
         GROUP_SCORES[group_score], int(renormalize), float_word(float(scale)),
     )  # fmt: skip
     routed = (*routing.words, *(local or _NOWHERE_WORDS))
-    layer.run(kernels.layer, space, x, routed, y, more, f",{router.signature},f4:1,f4:2,f4:2,i,i,i,i,i,f")
+    layer.run(kernels.layer, space, x, routed, y, more, f",{router.signature},f4:1,f4:2,f4:2,i,i,i,i,i,f", config.get("tile"))
     return y
 
 
@@ -194,11 +195,12 @@ class _Layer:
         y: Tensor,
         more: tuple[int, ...],
         signature: str,
+        tile: int | None,
     ) -> None:
         """kernel over x [T, H] into y; routed: the words of weights, ids and the expert map; more: of what comes after y."""
         pairs, scratch = space.words[:5], space.words[5:]
         size = (x.data_ptr(), *x.shape)
-        tile = _tile(self.w13.rows // 2, self.w2.rows)
+        tile = tile or _tile(self.w13.rows // 2, self.w2.rows)
         words = (*self.words, tile, *pairs, *size, *routed, *scratch, y.data_ptr(), *y.shape, *more)
         program = self.programs.get((signature, x.dtype))
         if program is None:

@@ -15,8 +15,10 @@ from dsv3_cpu.programs import words_of
 from dsv3_cpu.team import run
 from dsv3_cpu.views import (
     CODES,
+    DEFAULT,
     FIRST,
     Array,
+    Config,
     Weight,
     dense,
     flat,
@@ -31,9 +33,11 @@ FEW = 16  # rows up to which a weight is decoded row by row, and never kept
 _TILE_NUMBERS = 1 << 21  # of a decoded tile
 
 
-def few_into(y: Tensor, x: Tensor, w: Weight, experts: Array = FIRST, offsets: Array | None = None) -> None:
+def few_into(
+    y: Tensor, x: Tensor, w: Weight, experts: Array = FIRST, offsets: Array | None = None, tile: int | None = None
+) -> None:
     """Rows offsets[j] to offsets[j + 1] of y [M, N]: those of x [M, K] by expert experts[j]; both float32 or both bfloat16,
-    contiguous. Without offsets: all rows by the first.
+    contiguous. Without offsets: all rows by the first. tile: rows of a weight that a thread takes at a time.
 
     Other rows of y are not written. Work: every expert's weights once, and again for every four more rows.
     """
@@ -44,7 +48,7 @@ def few_into(y: Tensor, x: Tensor, w: Weight, experts: Array = FIRST, offsets: A
         used, which = len(experts), words_of(experts, offsets)
     padded = -(-width // w.step) * w.step + w.peaks
     words = (
-        *w.words, *which, x.data_ptr(), rows, width, scratch_address(rows * padded), rows, padded, _tile(w.rows * used),
+        *w.words, *which, x.data_ptr(), rows, width, scratch_address(rows * padded), rows, padded, tile or _tile(w.rows * used),
         y.data_ptr(), rows, w.rows,
     )  # fmt: skip
     program = w.programs.get(x.dtype)
@@ -104,14 +108,14 @@ def written_out(w: Weight, expert: int, first: int, rows: int, width: int, dtype
     return scratch_tensor(rows, width, dtype)
 
 
-def quant_linear_few(x: Tensor, w: Prepared) -> Tensor:
-    """At most FEW rows."""
+def quant_linear_few(x: Tensor, w: Prepared, config: Config = DEFAULT) -> Tensor:
+    """At most FEW rows. config: tile, see `few_into`."""
     x = dense(x)
     y = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype)
     if w.quant == "int8-w8a8":
         int8.rows_into(y, x, weight(w), FIRST, np.array([0, x.shape[0]]))
     else:
-        few_into(y, x, weight(w))
+        few_into(y, x, weight(w), tile=config.get("tile"))
     return y
 
 

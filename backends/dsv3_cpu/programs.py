@@ -28,7 +28,7 @@ _PROGRAM = numba.void(*[numba.types.intp] * 4)
 
 def _entry(block: int, team: int, me: int, crew: int) -> None:
     """What a program is: the kernel with its arguments read from their block. Its globals are set for each program."""
-    kernel(team, me, crew, *unpack(block))  # type: ignore[name-defined]  # noqa: F821
+    _kernel(team, me, crew, *_unpack(block))  # type: ignore[name-defined]  # noqa: F821
 
 
 class Kernel:
@@ -58,7 +58,7 @@ class Kernel:
 
     def _compile(self, signature: str) -> Any:
         f, name = self._function, self.name_of(signature)
-        scope = {"kernel": inner(f), "unpack": unpacker(signature)}
+        scope = {"_kernel": inner(f), "_unpack": unpacker(signature)}
         entry = types.FunctionType(_entry.__code__, scope, name.rpartition(".")[2])
         # numba's cache tells functions apart by module, qualified name and line.
         entry.__qualname__, entry.__module__ = name, __name__

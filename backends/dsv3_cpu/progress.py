@@ -37,4 +37,3 @@ def compiling() -> Iterator[None]:
         yield
     finally:
         watch.cancel()
-

@@ -12,9 +12,22 @@ from torch import Tensor
 
 from dsv3.plugin import LatentCache, Prepared
 from dsv3_cpu.kernels.prolog import prolog
-from dsv3_cpu.programs import float_word, words_of
+from dsv3_cpu.programs import float_word, signature_of, words_of
 from dsv3_cpu.team import crew_size, run
-from dsv3_cpu.views import CODES, dense, flat, indices, kept, planes, remembered, signature_of, weight
+from dsv3_cpu.views import (
+    CODES,
+    DEFAULT,
+    Config,
+    as_indices,
+    dense,
+    flat,
+    index_words,
+    kept,
+    kept_words,
+    planes,
+    remembered,
+    weight,
+)
 
 
 def mla_prolog(
@@ -26,15 +39,17 @@ def mla_prolog(
     cache: LatentCache,
     eps: float,
     n_heads: int,
+    config: Config = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
+    """config: tile, rows of a weight that a thread takes at a time."""
     x, known = dense(x), _weights(weights)
     tokens, rope = x.shape[0], cache.kpe.shape[2]
     q_c = torch.empty(tokens, n_heads, known.rank, dtype=x.dtype)
     q_pe = torch.empty(tokens, n_heads, rope, dtype=x.dtype)
-    table, place, to = kept(cos_sin), indices(positions), indices(slots)
+    place, to = as_indices(positions), as_indices(slots)
     words = (
-        *known.words, x.data_ptr(), *x.shape, *words_of(place, table, to), cache.ckv.shape[1], *planes(cache), float_word(float(eps)),
-        known.tile(), *known.scratch(tokens), q_c.data_ptr(), *q_c.shape, q_pe.data_ptr(), *q_pe.shape,
+        *known.words, x.data_ptr(), *x.shape, *index_words(place), *kept_words(cos_sin), *index_words(to), cache.ckv.shape[1], *planes(cache), float_word(float(eps)),
+        config.get("tile") or known.tile(), *known.scratch(tokens), q_c.data_ptr(), *q_c.shape, q_pe.data_ptr(), *q_pe.shape,
     )  # fmt: skip
     key = (x.dtype, cache.ckv.dtype, cache.kpe.dtype)
     program = known.programs.get(key)

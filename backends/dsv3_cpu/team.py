@@ -13,108 +13,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dsv3_cpu.compile import called
-from dsv3_cpu.kernels.atoms import (
-    ARGUMENTS,
-    COUNTERS,
-    DONE,
-    GENERATION,
-    LINE,
-    MOST_WORKERS,
-    PARKED,
-    PHASES,
-    PROGRAM,
-    RUNNING,
-    STATUS,
-    STOPPED,
-    WORDS,
-    call,
-    exchange,
-    load,
-    rest,
-    store,
-    word,
-)
-from dsv3_cpu.kernels.atoms import add as add_to
+from dsv3_cpu.kernels.atoms import LINE, MOST_WORKERS, STATUS, STOPPED, WORDS
+from dsv3_cpu.kernels.crew import alone, join, run_all, wake, work
 
 # Bytes read, or their equivalent in arithmetic, from which threads pay.
 WORTH_THREADS = 1 << 16
-_IDLE = 6000  # looks at the word before a worker sleeps: about a millisecond
-
-
-@called("intp(intp, intp, intp, intp)")
-def _publish(team, program, arguments, crew):
-    """Shows the workers a program -> how many of them sleep."""
-    for phase in range(PHASES):
-        store(word(team, COUNTERS + phase * LINE), 0)
-    store(word(team, DONE), 0)
-    store(word(team, PROGRAM), program)
-    store(word(team, ARGUMENTS), arguments)
-    store(word(team, GENERATION), load(word(team, GENERATION)) + 1)
-    asleep = 0
-    for worker in range(crew - 1):
-        asleep += load(word(team, STATUS + worker * LINE)) != RUNNING
-    return asleep
-
-
-@called("void(intp, intp, intp, intp)")
-def _join(team, program, arguments, crew):
-    """The caller's share of what was published, and then the wait for the others'."""
-    call(program, arguments, team, 0, crew)
-    spins = 0
-    while load(word(team, DONE)) != crew - 1:
-        spins += 1
-        rest(spins)
-
-
-@called("intp(intp, intp, intp, intp)")
-def _run(team, program, arguments, crew):
-    """`_publish` and `_join`, unless workers sleep."""
-    asleep = _publish(team, program, arguments, crew)
-    if asleep == 0:
-        _join(team, program, arguments, crew)
-    return asleep
-
-
-@called("void(intp, intp, intp)")
-def _alone(team, program, arguments):
-    for phase in range(PHASES):
-        store(word(team, COUNTERS + phase * LINE), 0)
-    call(program, arguments, team, 0, 1)
-
-
-@called("intp(intp, intp, intp, intp)")
-def _work(team, me, crew, seen):
-    """Runs every program after generation `seen` -> the last generation, when there was none for a while or it was stopped."""
-    mine = word(team, STATUS + (me - 1) * LINE)
-    spins = 0
-    while True:
-        if load(word(team, GENERATION)) != seen:
-            seen += 1
-            spins = 0
-            call(load(word(team, PROGRAM)), load(word(team, ARGUMENTS)), team, me, crew)
-            add_to(word(team, DONE), 1)
-            continue
-        if load(mine) == STOPPED:
-            return seen
-        spins += 1
-        rest(spins)
-        if spins > _IDLE:
-            if exchange(mine, PARKED) == STOPPED:
-                store(mine, STOPPED)
-                return seen
-            # A program may have been shown in between: whoever changes the word back is the one that wakes this thread.
-            if load(word(team, GENERATION)) == seen or exchange(mine, RUNNING) != PARKED:
-                return seen
-            spins = 0
-
-
-@called("intp(intp)")
-def _wake(status):
-    """Whether this worker slept, and is now to be woken by the caller."""
-    if load(status) != PARKED:
-        return 0
-    return exchange(status, RUNNING) == PARKED
 
 
 class Team:
@@ -133,18 +36,18 @@ class Team:
         status = (self.address + 8 * (STATUS + n * LINE) - self.memory.ctypes.data) // 8
         seen = 0
         while True:
-            seen = _work(self.address, n + 1, self.crew, seen)
+            seen = work(self.address, n + 1, self.crew, seen)
             if self.memory[status] == STOPPED:
                 return
             bed.acquire()
 
     def run(self, program: int, arguments: int) -> None:
         """One program, on all threads."""
-        if _run(self.address, program, arguments, self.crew):
+        if run_all(self.address, program, arguments, self.crew):
             for n, bed in enumerate(self._beds):
-                if _wake(self.address + 8 * (STATUS + n * LINE)):
+                if wake(self.address + 8 * (STATUS + n * LINE)):
                     bed.release()
-            _join(self.address, program, arguments, self.crew)
+            join(self.address, program, arguments, self.crew)
 
     def stop(self) -> None:
         """Ends the workers, at the latest when they next look."""
@@ -179,12 +82,12 @@ def crew_size() -> int:
     return min(_asked(), MOST_WORKERS + 1)
 
 
-def run(program: int, work: int, arguments: tuple[int, ...]) -> None:
-    """Runs a program over the words of its arguments. work: bytes that it reads, about; little is done by the caller alone."""
+def run(program: int, size: int, arguments: tuple[int, ...]) -> None:
+    """Runs a program over the words of its arguments. size: bytes that it reads, about; little is done by the caller alone."""
     global _team
     block = words("q", arguments)
     address = block.buffer_info()[0]
-    if work >= WORTH_THREADS and (crew := crew_size()) > 1 and _in_use.acquire(blocking=False):
+    if size >= WORTH_THREADS and (crew := crew_size()) > 1 and _in_use.acquire(blocking=False):
         try:
             if _team is None or _team.crew != crew:
                 if _team is not None:
@@ -194,7 +97,7 @@ def run(program: int, work: int, arguments: tuple[int, ...]) -> None:
         finally:
             _in_use.release()
         return
-    _alone(_solo.address, program, address)
+    alone(_solo.address, program, address)
 
 
 def _forget() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -21,6 +21,8 @@ from dsv3.plugin import LatentCache, Prepared
 from dsv3_cpu.programs import signature_of, words_of
 
 Array = np.ndarray[Any, Any]
+Config = Mapping[str, Any]  # meta-parameters, see configs/kernels
+DEFAULT: Config = {}
 FIRST = np.zeros(1, np.int64)  # the expert of a weight that has none
 _NUMBERS = {torch.float32: np.float32, torch.int32: np.int32, torch.int8: np.int8}
 _BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.int8}
@@ -247,8 +249,31 @@ _NO_SCALES = Plane(np.zeros(1, np.float32), 0, 0)
 
 def planes(cache: LatentCache) -> tuple[int, ...]:
     """The cache's planes as the words of kernels: flat, page stride, slot stride of latents, of rotated keys, of scales."""
+    key = id(cache)
+    found = _cache_words.get(key)
+    if found is not None and found[0]() is cache:
+        return found[1]
     scale = cache.scale
-    return (*plane(cache.ckv).words, *plane(cache.kpe).words, *(_NO_SCALES if scale is None else plane(scale)).words)
+    words = (*plane(cache.ckv).words, *plane(cache.kpe).words, *(_NO_SCALES if scale is None else plane(scale)).words)
+    _cache_words[key] = weakref.ref(cache, lambda _: _cache_words.pop(key, None)), words
+    return words
+
+
+_cache_words: dict[int, tuple[weakref.ref[LatentCache], tuple[int, ...]]] = {}
+
+
+def index_words(tensor: Tensor) -> tuple[int, ...]:
+    """The words of a tensor of indices, int32; the tensor must outlive the call."""
+    if tensor.dtype != torch.int32 or not tensor.is_contiguous():
+        raise ValueError("indices must be int32 and contiguous: see `as_indices`")
+    return (tensor.data_ptr(), *tensor.shape)
+
+
+def as_indices(tensor: Tensor) -> Tensor:
+    """int32 and contiguous, itself where it is."""
+    if tensor.dtype == torch.int32 and tensor.is_contiguous():
+        return tensor
+    return tensor.to(torch.int32).contiguous()
 
 
 def plane_arrays(cache: LatentCache) -> tuple[Any, ...]:

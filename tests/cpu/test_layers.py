@@ -91,3 +91,18 @@ def test_long_contexts_are_split_and_merged(dtype: torch.dtype, rank: int, rope:
     assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
     torch.testing.assert_close(found[0][0], o, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(found[0][1], lse, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_prefill_in_bfloat16_is_within_its_class(causal: bool) -> None:
+    """What runs where the processor multiplies bfloat16; packed sequences, an empty one among them, values narrower than keys."""
+    cu = torch.tensor([0, 40, 40, 97], dtype=torch.int32)
+    q, k, v = (torch.randn(97, 3, width).to(torch.bfloat16) for width in (48, 48, 32))
+    arguments = {"cu_q": cu, "cu_k": cu, "max_q": 57, "max_k": 57, "scale": 0.1, "causal": causal}
+    o, lse = attention.mla_prefill_bf16(q, k, v, **arguments)
+    wanted, sums = ops.mla_prefill(q=q.double(), k=k.double(), v=v.double(), **arguments)
+    assert (o.double() - wanted).abs().max() < 2.0**-7 * v.abs().max().double()
+    torch.testing.assert_close(lse.double(), sums, rtol=1e-5, atol=1e-4)
+    hidden = v.clone()
+    hidden[96] = float("nan")
+    assert torch.isfinite(attention.mla_prefill_bf16(q, k, hidden, **arguments)[0][:40]).all()

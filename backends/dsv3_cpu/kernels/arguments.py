@@ -58,7 +58,8 @@ def _value(context: Any, builder: Any, kind: Any, read: list[Any]) -> Any:
         return read[0]
     array = arrayobj.make_array(kind)(context, builder)
     size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
-    shape, strides, stride = read[1:], [], ir.Constant(_WORD, size)
+    shape, stride = read[1:], ir.Constant(_WORD, size)
+    strides: list[Any] = []
     for extent in reversed(shape):
         strides.insert(0, stride)
         stride = builder.mul(stride, extent)
