@@ -47,7 +47,8 @@ def mla_decode(
     words = (
         q_c.data_ptr(), tokens, heads, rank, q_pe.data_ptr(), tokens, heads, rope, *index_words(table), *index_words(lengths),
         *index_words(bounds), float_word(float(scale)),
-        start, cache.ckv.shape[1], int(direct), *planes(cache), splits, sums, *shape, padded, sums + 4 * splits * tokens * up * padded,
+        start, cache.ckv.shape[1], int(direct), *planes(cache), splits, sums, *shape, padded,
+        sums + 4 * splits * tokens * up * padded,
         *shape, 2, o.data_ptr(), tokens, heads, rank, lse.data_ptr(), heads, tokens,
     )  # fmt: skip
     key = (q_c.dtype, q_pe.dtype, cache.ckv.dtype, cache.kpe.dtype)

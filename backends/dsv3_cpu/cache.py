@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dsv3 import ops
 from dsv3.plugin import LatentCache
 from dsv3_cpu.kernels.latent import gather, store
 from dsv3_cpu.pointwise import apply_rope
@@ -32,11 +33,14 @@ def rope_cache_write(
 
 
 def kv_cache_gather(cache: LatentCache, block_table: Tensor, seq_lens: Tensor, total: int, start: int) -> tuple[Tensor, Tensor]:
+    if cache.kpe.dtype == torch.float64:  # what an FP8 row stands for, exactly: float32 would round it
+        return ops.kv_cache_gather(cache=cache, block_table=block_table, seq_lens=seq_lens, total=total, start=start)
     ckv, kpe = torch.empty(total, cache.ckv.shape[2]), torch.empty(total, cache.kpe.shape[2])
     if total:
         ends = (seq_lens.to(torch.int64) - start).clamp_min(0).cumsum(0)
         gather(
-            4 * ckv.numel(), indices(block_table), indices(seq_lens), array(ends), start, cache.ckv.shape[1], *plane_arrays(cache),
+            4 * ckv.numel(), indices(block_table), indices(seq_lens), array(ends), start, cache.ckv.shape[1],
+            *plane_arrays(cache),
             array(ckv), array(kpe),
         )  # fmt: skip
     return ckv.to(cache.kpe.dtype), kpe.to(cache.kpe.dtype)

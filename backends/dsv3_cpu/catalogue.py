@@ -69,7 +69,7 @@ _ON_HOST: dict[str, Any] = {"graph_safe": False}
 
 
 def _by_rows(op: str, target: str, scheme: str, needs: list[Any]) -> list[Kernel]:
-    """Few rows by decoding weights in registers, where a row's bits do not depend on its neighbours; many by torch's products."""
+    """Few rows by weights decoded in registers, where a row's bits do not depend on others; many by torch's products."""
     if scheme == "int8-w8a8" and op == "fused_experts":  # one rounding of its inputs; the parts do the same
         return []
     configs = None if scheme == "int8-w8a8" else f"cpu_{op}"

@@ -12,6 +12,7 @@ import struct
 import threading
 import types
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numba
@@ -63,11 +64,29 @@ class Kernel:
         # numba's cache tells functions apart by module, qualified name and line.
         entry.__qualname__, entry.__module__ = name, __name__
         with compiling(), alone(name):
-            return cached(lambda cache: numba.cfunc(_PROGRAM, cache=cache, error_model="numpy")(entry))
+            return _in_a_thread(lambda: cached(lambda cache: numba.cfunc(_PROGRAM, cache=cache, error_model="numpy")(entry)))
 
     def __call__(self, work: int, *arguments: Any) -> None:
         """Runs over arrays, integers and floats. work: how much it is, see `team.run`."""
         team.run(self.program(signature_of(arguments)), work, words_of(*arguments))
+
+
+def _in_a_thread(make: Callable[[], Any]) -> Any:
+    """make(), which Ctrl-C does not reach while the caller, who waits, is interrupted at once: LLVM's callbacks would lose it."""
+    found: list[Any] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        with ExitStack() as stack:
+            stack.push(lambda kind, error, trace: bool(errors.append(error) or True) if error is not None else None)
+            found.append(make())
+
+    worker = threading.Thread(target=run, name="dsv3-cpu-compiler", daemon=True)
+    worker.start()
+    worker.join()
+    if errors:
+        raise errors[0]
+    return found[0]
 
 
 _compiling = threading.RLock()

@@ -48,7 +48,8 @@ def mla_prolog(
     q_pe = torch.empty(tokens, n_heads, rope, dtype=x.dtype)
     place, to = as_indices(positions), as_indices(slots)
     words = (
-        *known.words, x.data_ptr(), *x.shape, *index_words(place), *kept_words(cos_sin), *index_words(to), cache.ckv.shape[1], *planes(cache), float_word(float(eps)),
+        *known.words, x.data_ptr(), *x.shape, *index_words(place), *kept_words(cos_sin), *index_words(to),
+        cache.ckv.shape[1], *planes(cache), float_word(float(eps)),
         config.get("tile") or known.tile(), *known.scratch(tokens), q_c.data_ptr(), *q_c.shape, q_pe.data_ptr(), *q_pe.shape,
     )  # fmt: skip
     key = (x.dtype, cache.ckv.dtype, cache.kpe.dtype)
@@ -93,8 +94,8 @@ class _Weights:
         if found is None:
             width, low = self.kv_a.columns, self.q_a.rows
             sizes = (
-                self.q_a.padded(width) if low else 0, self.kv_a.padded(width), low, self.q_b.padded(low or width), self.kv_a.rows,
-                self.q_b.rows,
+                self.q_a.padded(width) if low else 0, self.kv_a.padded(width), low, self.q_b.padded(low or width),
+                self.kv_a.rows, self.q_b.rows,
             )  # fmt: skip
             arrays = [np.empty((tokens, size), np.float32) for size in sizes]
             found = spaces[tokens] = arrays, words_of(*arrays)

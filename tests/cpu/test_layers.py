@@ -95,7 +95,7 @@ def test_long_contexts_are_split_and_merged(dtype: torch.dtype, rank: int, rope:
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_prefill_in_bfloat16_is_within_its_class(causal: bool) -> None:
-    """What runs where the processor multiplies bfloat16; packed sequences, an empty one among them, values narrower than keys."""
+    """What runs where the processor multiplies bfloat16; packed sequences, an empty one too, values narrower than keys."""
     cu = torch.tensor([0, 40, 40, 97], dtype=torch.int32)
     q, k, v = (torch.randn(97, 3, width).to(torch.bfloat16) for width in (48, 48, 32))
     arguments = {"cu_q": cu, "cu_k": cu, "max_q": 57, "max_k": 57, "scale": 0.1, "causal": causal}

@@ -145,13 +145,13 @@ def test_probe_doctor_and_explain_print(capsys: pytest.CaptureFixture[str]) -> N
     code, out, _ = call(capsys, "doctor")
     assert code == 0 and all(word in out for word in ("torch", "settings", "backends", "reference", "absent"))
     code, out, _ = call(capsys, "explain")
-    assert code == 0 and all(word in out for word in ("mla_prolog", "parts(", "reference.torch"))
+    assert code == 0 and all(word in out for word in ("mla_prolog", "parts(", "cpu.flash"))
     code, out, _ = call(capsys, "explain", "mla_decode", "--model", "671B", "--tokens", "4")
     assert code == 0 and "cpu.flash" in out and "62 sites" in out
     code, out, _ = call(capsys, "explain", "act_quant")
     assert code == 0 and "does not call act_quant on its own; kernels for it: reference.torch" in out
     code, out, _ = call(capsys, "explain", "moe", "--json")
-    assert json.loads(out)["choices"][0]["parts"]["silu_mul"] == "cpu.rows"
+    assert [c["parts"]["silu_mul"] for c in json.loads(out)["choices"] if c.get("parts")] == ["cpu.rows"]
 
 
 def test_a_conversation_with_commands() -> None:

@@ -1,4 +1,4 @@
-"""Products with absorbed weights: one small matrix per head, as it lies inside a larger weight, along its rows or across them."""
+"""Products with absorbed weights: one small matrix per head, as it lies in a larger weight, along its rows or across."""
 
 from __future__ import annotations
 

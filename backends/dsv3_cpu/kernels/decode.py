@@ -27,8 +27,8 @@ ATTEND, MERGE = 0, 1  # phases
 
 
 def score(flat, base, stride, count, q, q_stride, rows, size, parts, scores, h, scale, add):
-    """scores[h + c, i] = q[c] . row i at flat[base] * scale, added to what is there if told so, for c below `rows`, at most four,
-    and i below count; q arranged, at an address; size: numbers of a row."""
+    """scores[h + c, i] = q[c] . row i at flat[base] * scale, added to what is there if told so, for c below `rows`, at most
+    four, and i below count; q arranged, at an address; size: numbers of a row."""
 
 
 @overloads(score)
@@ -97,8 +97,8 @@ def weigh(scores, h, count, largest, total):
 
 @kernel
 def absorbed(
-    team, me, crew, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks, scales, sp,
-    ss, splits, acc, state, o, lse,
+    team, me, crew, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks, scales,
+    sp, ss, splits, acc, state, o, lse,
 ):  # fmt: skip
     """q_c [T, Nh, R], q_pe [T, Nh, P] -> o [T, Nh, R], lse [Nh, T]. direct: rows of the cache are whole vectors, and not FP8.
 
@@ -148,8 +148,8 @@ def merge(acc, state, t, h, splits, latents, direct, total, o, lse):
 
 @inner
 def attend(
-    s, part, h0, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks, scales, sp, ss,
-    splits, acc, state,
+    s, part, h0, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks, scales, sp,
+    ss, splits, acc, state,
 ):  # fmt: skip
     """One split of the keys of sequence s, for a group of heads from h0 on: sums into acc[part] and state[part]."""
     rank, rope = q_c.shape[2], q_pe.shape[2]

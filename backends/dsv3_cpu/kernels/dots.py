@@ -21,7 +21,7 @@ _CHAINS = 4
 
 
 def at_once(name: str) -> int:
-    """Rows of x that share one decoding of the weight: their sums must fit the registers, of which AVX-512 has twice as many."""
+    """Rows of x that share one decoding of the weight: their sums must fit the registers, and AVX-512 has twice as many."""
     return 4 if LANES == 16 or name == "int4" else 2
 
 
@@ -89,11 +89,11 @@ class _Emitter:
 
 @functools.cache
 def dots(name: str, columns: int, rows: int = ROWS, chains: int = _CHAINS) -> Any:
-    """An intrinsic (w, stride, rows, s, s_stride, x, x_stride, columns, size, out): out[r * columns + c], float32, is the sum of
-    row r of the weight times row c of x, for `rows` rows and `columns` columns.
+    """An intrinsic (w, stride, rows, s, s_stride, x, x_stride, columns, size, out): out[r * columns + c], float32, is the
+    sum of row r of the weight times row c of x, for `rows` rows and `columns` columns.
 
-    w, s, x, out: addresses; strides in bytes; rows, columns: how many there are, beyond which the last counts again; size: bytes
-    of a row of the weight. x is arranged, and zero up to a whole step. s: INT4's scales, by which each group is multiplied.
+    w, s, x, out: addresses; strides in bytes; rows, columns: how many there are, beyond which the last counts again; size:
+    bytes of a row of the weight. x is arranged, and zero up to a whole step. s: INT4's scales, one for each group.
     """
     form, grouped = FORMATS[name], name == "int4"
 
@@ -155,11 +155,11 @@ def _copied(b: Any, address: Any, size: Any, whole: int) -> Any:
 
 @functools.cache
 def mix(name: str, rows: int) -> Any:
-    """An intrinsic (p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size): sums[r] = sums[r] * shrink[r] + the sum over
-    i below count of p[r, i] * v[i], for `rows` rows.
+    """An intrinsic (p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size): sums[r] = sums[r] * shrink[r] + the
+    sum over i below count of p[r, i] * v[i], for `rows` rows.
 
-    All are addresses, strides in bytes; p, shrink, sums float32; v in the format, sums in the order of its planes; size: numbers
-    of a row, a multiple of two vectors.
+    All are addresses, strides in bytes; p, shrink, sums float32; v in the format, sums in the order of its planes; size:
+    numbers of a row, a multiple of two vectors.
     """
     form = FORMATS[name]
     pair = 4 * vector(F32).count * 2  # bytes of two vectors of sums

@@ -49,7 +49,7 @@ def sort_pairs(ids, weights, local, n_experts, experts, offsets, token, factor):
 
 @inner
 def gated_tile(w, s, w2, s2, e, first, last, x, index, start, end, scratch, up_scratch, h, to):
-    """h[to + i] = silu(gate) * up of row index[start + i] of arranged x, for rows first to last of the gate, arranged for w2."""
+    """h[to + i] = silu(gate) * up of row index[start + i] of arranged x, for rows first to last of the gate, as w2 wants it."""
     half = w.shape[1] // 2
     sums_of(w, s, e, first, last, x, index, start, end, scratch)
     sums_of(w, s, e, half + first, half + last, x, index, start, end, up_scratch)
@@ -77,8 +77,8 @@ def mixture(
 ):
     """Both products over all experts of the sorted pairs, and over the shared ones unless they are of no width.
 
-    x, xs: tokens arranged for w13 and shared13; h [pairs, ..], hs [T, ..]: scratch; y [T, H] gets the sums. tile: outputs that a
-    thread takes at a time.
+    x, xs: tokens arranged for w13 and shared13; h [pairs, ..], hs [T, ..]: scratch; y [T, H] gets the sums. tile: outputs that
+    a thread takes at a time.
     """
     tokens, most = y.shape[0], 1
     for j in range(used):

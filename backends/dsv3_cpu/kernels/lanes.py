@@ -2,7 +2,8 @@
 
 A format turns a step of a row, `planes` x LANES stored numbers, into as many vectors as it has planes. Where n numbers share a
 word, the planes of a vector of words hold its numbers 0, n, 2 n and so on, then 1, n + 1 and so on, which costs fewest
-instructions; `arrange` brings what they are multiplied with into the same order. LANES is what a vector register of this processor holds.
+instructions; `arrange` brings what they are multiplied with into the same order. LANES is what a vector register of this
+processor holds.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ def _peaks_of(w, s, x, i):
 
 @inner
 def lift(x, i, s, e, block, out, o):
-    """out[o] = arranged x[i] times the block scales of FP8 rows, times a power of two -> what undoes that power and the codes'."""
+    """out[o] = arranged x[i] times the block scales of FP8 rows and a power of two -> what undoes that power and the codes'."""
     blocks = s.shape[2]
     end = x.shape[1] - blocks
     product, scale = np.float32(0), np.float32(0)
@@ -145,8 +145,8 @@ def exponent_of(value):
 
 
 def ready(w, s, e, first, x, index, i, rows, out, undo):
-    """Rows index[i] to index[i + rows] of arranged x, one after another, for the rows of a weight in the block of `first` -> the
-    address of the first; undo[j]: by which the sums of row i + j are to be multiplied. out: scratch for them."""
+    """Rows index[i] to index[i + rows] of arranged x, one after another, for the rows of a weight in the block of `first`
+    -> their address; undo[j]: by which the sums of row i + j are to be multiplied. out: scratch for them."""
 
 
 @overloads(ready)
@@ -182,7 +182,7 @@ def row_factor(typing, w, s, e, n):
         if getter is None:
             return ir.Constant(ir.FloatType(), 1.0)
         at = context.make_tuple(
-            builder, index, [context.cast(builder, v, t, types.intp) for v, t in zip(arguments[2:], (e, n))]
+            builder, index, [context.cast(builder, v, t, types.intp) for v, t in zip(arguments[2:], (e, n), strict=True)]
         )
         return context.get_function(operator.getitem, getter)(builder, (arguments[1], at))
 

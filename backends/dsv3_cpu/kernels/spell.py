@@ -52,8 +52,8 @@ def _rounded(b: Any, value: Any) -> Any:
 
 @functools.cache
 def _run(name: str, half: bool) -> Any:
-    """An intrinsic (w, scale, start, count, out): numbers start to start + count of the row of codes at address w, times scale, to
-    the address out; count a multiple of LANES; half: in bfloat16."""
+    """An intrinsic (w, scale, start, count, out): numbers start to start + count of the row of codes at address w, times scale,
+    to the address out; count a multiple of LANES; half: in bfloat16."""
 
     @intrinsic
     def write(typing, w, scale, start, count, out):

@@ -6,6 +6,7 @@ while loading. The memory is zero, and is the process's own only as it is writte
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import sys
 from pathlib import Path
@@ -28,10 +29,8 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> T
     held = mmap.mmap(-1, size + LARGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     raw = np.frombuffer(held, np.uint8)
     start = -raw.ctypes.data % LARGE_PAGE
-    try:
+    with contextlib.suppress(AttributeError, OSError):  # a kernel without them: small pages are as right, and slower
         held.madvise(mmap.MADV_HUGEPAGE)
-    except (AttributeError, OSError):
-        pass  # a kernel without them: small pages are as right, and slower
     return torch.from_numpy(raw[start : start + size]).view(dtype).view(shape)
 
 

@@ -41,8 +41,8 @@ class Reader:
         return self.array(entry).reshape(-1).view(np.uint8)
 
     def release(self, entry: Entry) -> None:
-        """Give back the memory that reading the tensor took: the file is still there, in the system's cache too. Its arrays stay
-        right, and are read again where somebody looks at them."""
+        """Give back the memory that reading the tensor took: the file is still there, and in the system's cache. Its arrays
+        stay right, and are read again where somebody looks at them."""
         for part in entry.parts:
             held = self._maps.get(part.file)
             if held is not None and hasattr(mmap, "MADV_DONTNEED"):

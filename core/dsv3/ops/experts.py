@@ -162,4 +162,6 @@ def moe(
     y = ops.fused_experts(x=x, weights=weights, ids=ids, w13=w13, w2=w2)
     if shared13 is None or shared2 is None:
         return y
-    return y.add_(ops.quant_linear(x=ops.silu_mul(x=ops.quant_linear(x=x, w=shared13)), w=shared2))
+    shared = ops.quant_linear(x=ops.silu_mul(x=ops.quant_linear(x=x, w=shared13)), w=shared2)
+    # On meta, where this is traced at every start, torch's addition would import its compiler.
+    return y if y.is_meta else y.add_(shared)

@@ -41,7 +41,8 @@ def add_rms_norm(ops: Any, x: Tensor, residual: Tensor, weight: Tensor, eps: flo
     - residual' does not depend on weight or eps
     - y = rms_norm(residual') of the rounded residual', not of the sum before rounding
     """
-    total = x.to(work_dtype(x), copy=True).add_(residual).to(x.dtype)
+    # On meta, where this is traced at every start, torch's addition would import its compiler.
+    total = x if x.is_meta else x.to(work_dtype(x), copy=True).add_(residual).to(x.dtype)
     return ops.rms_norm(x=total, weight=weight, eps=eps), total
 
 

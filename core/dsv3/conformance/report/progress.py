@@ -16,13 +16,14 @@ _LINE_EVERY_S = 5.0
 
 class Progress:
     """`with Progress(total) as progress:` then `progress.start(case_id)` before a case and `progress.finish(result)` after
-    each of its results. total: how many results are expected. A failure is named as soon as it is known. stream: standard
-    error by default; show False prints nothing."""
+    each of its results, one per kernel that met it. total: how many cases are expected. A failure is named as soon as it is
+    known. stream: standard error by default; show False prints nothing."""
 
     def __init__(
         self, total: int, *, stream: TextIO | None = None, show: bool = True, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.total, self.done, self.failed, self.current = total, 0, 0, ""
+        self.total, self.failed, self.current = total, 0, ""
+        self._met: set[str] = set()
         self.stream = sys.stderr if stream is None else stream
         self._show, self._clock = show, clock
         self._bar: Any = None
@@ -42,6 +43,11 @@ class Progress:
             self._bar.stop()
             self._bar = None
 
+    @property
+    def done(self) -> int:
+        """Cases with a result."""
+        return len(self._met)
+
     def start(self, case_id: str) -> None:
         """A case begins; where a line is due, it names the case, so that one that hangs is known by name."""
         self.current = case_id
@@ -49,7 +55,7 @@ class Progress:
 
     def finish(self, result: CaseResult) -> None:
         """A result is known."""
-        self.done += 1
+        self._met.add(result.id)
         if result.status == "failed":
             self.failed += 1
             self._say(f"FAILED {one_line(result.id)} {one_line(result.kernel)}: {one_line(result.message, 160)}")

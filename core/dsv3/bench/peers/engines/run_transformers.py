@@ -17,7 +17,7 @@ class Engine:
         torch.set_num_threads(job["threads"])
         transformers.logging.set_verbosity_error()
         dtype = getattr(torch, job["dtype"])
-        self.model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype, local_files_only=True).eval()
+        self.model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype, local_files_only=True).train(False)
 
     @torch.inference_mode()
     def prefill(self, prompts: list[list[int]]) -> tuple[float, list[int]]:
