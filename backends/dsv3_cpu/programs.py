@@ -72,13 +72,18 @@ class Kernel:
 
 
 def _in_a_thread(make: Callable[[], Any]) -> Any:
-    """make(), which Ctrl-C does not reach while the caller, who waits, is interrupted at once: LLVM's callbacks would lose it."""
+    """make(), which Ctrl-C does not reach; the caller, who waits, is interrupted at once. LLVM's callbacks would lose it."""
     found: list[Any] = []
     errors: list[BaseException] = []
 
+    def keep(kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if error is not None:
+            errors.append(error)
+        return True
+
     def run() -> None:
         with ExitStack() as stack:
-            stack.push(lambda kind, error, trace: bool(errors.append(error) or True) if error is not None else None)
+            stack.push(keep)
             found.append(make())
 
     worker = threading.Thread(target=run, name="dsv3-cpu-compiler", daemon=True)

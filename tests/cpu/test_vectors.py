@@ -1,4 +1,4 @@
-"""The same kernels with other vectors than this processor's: AVX-512 masked, and sixteen lanes where there are registers for eight."""
+"""The same kernels with other vectors than this processor's: AVX-512 masked, and sixteen lanes on registers for eight."""
 
 from __future__ import annotations
 
