@@ -12,6 +12,7 @@ def _passes(level, size, cases=None):
     return report
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_all_claimed_operators_pass():
     report = _passes("L1", "quick")

@@ -8,7 +8,7 @@ import torch
 from dsv3 import ops
 from dsv3.plugin import LatentCache
 from dsv3_cpu import attention, experts, prolog, team
-from tests.cpu.weights import WEIGHT_ONLY, weight
+from tests.cpu.weights import LAYERS, weight
 
 _ROUTING = {"n_group": 4, "topk_group": 2, "topk": 3, "score": "sigmoid", "group_score": "top2_sum", "renormalize": True,
             "scale": 2.5}  # fmt: skip
@@ -16,7 +16,7 @@ _ROUTING = {"n_group": 4, "topk_group": 2, "topk": 3, "score": "sigmoid", "group
 
 @pytest.mark.parametrize("tokens", [1, 7, 16])
 @pytest.mark.parametrize("shared", [True, False])
-@pytest.mark.parametrize("quant", WEIGHT_ONLY)
+@pytest.mark.parametrize("quant", LAYERS)
 def test_moe_is_its_decomposition(quant: str, shared: bool, tokens: int) -> None:
     w13, w2 = weight(quant, 8, 256, 192), weight(quant, 8, 192, 128)
     both = (weight(quant, 256, 192), weight(quant, 192, 128)) if shared else (None, None)
@@ -31,7 +31,7 @@ def test_moe_is_its_decomposition(quant: str, shared: bool, tokens: int) -> None
 
 @pytest.mark.parametrize("low", [True, False])
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
-@pytest.mark.parametrize("quant", WEIGHT_ONLY)
+@pytest.mark.parametrize("quant", LAYERS)
 def test_mla_prolog_is_its_decomposition(quant: str, cache_dtype: torch.dtype, low: bool) -> None:
     heads, nope, rope, rank, width, tokens = 3, 32, 16, 128, 192, 4
     kv_b = weight("none", heads * (nope + 24), rank).tensors["weight"].view(heads, nope + 24, rank)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from dsv3.budget.units import BF16_OPERAND
 from dsv3.plugin import Prepared
 from dsv3_cpu import experts, linear, team, views
-from tests.cpu.weights import SCHEMES, WEIGHT_ONLY, real, weight
+from tests.cpu.weights import LAYERS, SCHEMES, WEIGHT_ONLY, real, weight
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def _experts(x: torch.Tensor, weights: torch.Tensor, ids: torch.Tensor, w13: Pre
 
 @pytest.mark.parametrize("tokens", [1, 3, 9, 16])
 @pytest.mark.parametrize("width", [96, 128, 384])
-@pytest.mark.parametrize("quant", WEIGHT_ONLY)
+@pytest.mark.parametrize("quant", LAYERS)
 def test_experts_are_float64_s(quant: str, width: int, tokens: int) -> None:
     """Widths that are no multiple of 128 share FP8 blocks between gate and up."""
     w13, w2 = weight(quant, 6, 2 * width, 160), weight(quant, 6, 160, width)
