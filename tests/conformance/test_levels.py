@@ -13,7 +13,7 @@ from dsv3.plugin import CacheSpec, Device, KvDType
 from tests.support.faulty import Made
 
 
-@pytest.mark.parametrize("page_size", [1, 16, 100])
+@pytest.mark.parametrize("page_size", [1, *(pytest.param(s, marks=pytest.mark.slow) for s in (16, 100))])
 def test_right_kernels_pass_with_any_page_size(page_size: int) -> None:
     class Paged(Made):
         def cache_spec(self, device: Device, kv_dtype: KvDType) -> CacheSpec:

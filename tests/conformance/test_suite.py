@@ -28,7 +28,7 @@ def test_a_size_holds_all_cases_of_the_smaller() -> None:
     assert lists[0] < lists[1] < lists[2]
 
 
-@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(s, marks=pytest.mark.slow) for s in (2, 3, 4))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in (1, 2, 3, 4))])
 def test_right_kernels_for_every_operator_pass_whatever_the_seed(seed: int) -> None:
     report = conformance.run(Made(), ops=ops.names(), size="quick", seed=seed)
     assert not report.failed, report.failed[0]
