@@ -173,11 +173,6 @@ def scratch_tensor(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(_scratch.held.view(np.uint8)[:size]).view(dtype).view(rows, columns)
 
 
-def wide(x: Tensor) -> Array:
-    """x in float32."""
-    return array(x if x.dtype == torch.float32 else x.to(torch.float32))
-
-
 def made(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Array]:
     """An uninitialised tensor for outputs, and its array."""
     if dtype == torch.bfloat16:

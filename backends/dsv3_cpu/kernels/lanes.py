@@ -8,6 +8,7 @@ processor holds.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -53,7 +54,7 @@ def read(b: Any, address: Any, kind: ir.Type, offset: int = 0) -> Any:
     return b.load(b.inttoptr(address, kind.as_pointer()), align=1)
 
 
-class Format:
+class Format(ABC):
     """planes: vectors per step, even; size: bytes per step; shared: numbers that share a word, 1 where none do."""
 
     planes: int
@@ -65,9 +66,9 @@ class Format:
         """Per step."""
         return self.planes * LANES
 
+    @abstractmethod
     def decode(self, b: Any, address: Any) -> list[Any]:
         """The step at an address as vectors of float32."""
-        raise NotImplementedError
 
 
 class Float32(Format):
