@@ -7,9 +7,9 @@ marker waits for it, rather than doing the same work.
 from __future__ import annotations
 
 import atexit
-import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -17,18 +17,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dsv3_cpu.compile import cache_folder
+from dsv3_cpu.objects import cache_folder, path_of
 
 COMMON = Path(__file__).with_name("common.json")
 _MOST_HELPERS = 3
-_WAIT = 60.0  # seconds; a process that was killed leaves its markers
+_WAIT = 60.0  # seconds
 _helping = False
 _helpers: list[subprocess.Popen[bytes]] = []
 
 
-def common() -> list[tuple[str, str, str]]:
-    """(module, kernel, signature) of the programs that a model in FP8 or bfloat16 uses, those first that take longest."""
-    return [(e["module"], e["kernel"], e["signature"]) for e in json.loads(COMMON.read_text(encoding="utf-8"))]
+def common() -> list[tuple[str, str]]:
+    """(kernel, signature) of the programs that a model in FP8 or bfloat16 uses, those first that take longest."""
+    return [(e["kernel"], e["signature"]) for e in json.loads(COMMON.read_text(encoding="utf-8"))]
+
+
+def missing() -> list[tuple[str, str]]:
+    """Those that are not in the cache yet."""
+    from dsv3_cpu.programs import program_name
+
+    paths = [(entry, path_of(program_name(*entry))) for entry in common()]
+    return [entry for entry, path in paths if path is not None and not path.exists()]
 
 
 def _marker(folder: Path, name: str) -> Path:
@@ -40,7 +48,8 @@ def _marker(folder: Path, name: str) -> Path:
 def _take(marker: Path) -> bool:
     """Whether this process is the one that compiles it."""
     try:
-        os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        with open(marker, "x", encoding="ascii") as file:
+            file.write(str(os.getpid()))
     except FileExistsError:
         return False
     except OSError:
@@ -48,9 +57,22 @@ def _take(marker: Path) -> bool:
     return True
 
 
+def _left_behind(marker: Path) -> bool:
+    """Whether the process that took it on is gone."""
+    if sys.platform == "win32":  # where this question would end the process
+        return False
+    try:
+        os.kill(int(marker.read_text(encoding="ascii")), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError):
+        pass
+    return False
+
+
 @contextmanager
 def alone(name: str) -> Iterator[None]:
-    """While open, other processes that want this program wait for it; on entry it waits for one that is at it."""
+    """While open, other processes that want this program wait for it; on entry this one waits for one that is at it."""
     folder = cache_folder()
     if folder is None:
         yield
@@ -58,7 +80,11 @@ def alone(name: str) -> Iterator[None]:
     marker = _marker(folder, name)
     deadline = time.monotonic() + _WAIT
     while not _take(marker) and time.monotonic() < deadline:
-        time.sleep(0.02)
+        if _left_behind(marker):
+            with suppress(OSError):
+                marker.unlink()
+        else:
+            time.sleep(0.02)
     try:
         yield
     finally:
@@ -70,7 +96,7 @@ def start() -> None:
     """Start helpers for the common programs, once, where there are cores for them and a cache to meet in."""
     global _helping
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if _helping or cores < 2 or cache_folder() is None or getattr(sys, "frozen", False):
+    if _helping or cores < 2 or getattr(sys, "frozen", False) or not missing():
         return
     _helping = True
     for _ in range(min(_MOST_HELPERS, cores - 1)):
@@ -95,11 +121,13 @@ def _stop() -> None:
 def main() -> None:
     """Compile what nobody else is at."""
     global _helping
+    from dsv3_cpu.programs import Kernel, program_name
+
     _helping = True  # helpers have none
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # not without what `alone` leaves behind
     folder = cache_folder()
     if folder is None:
         return
-    for module, kernel, signature in common():
-        found = getattr(importlib.import_module(module), kernel)
-        if not _marker(folder, found.name_of(signature)).exists():
-            found.program(signature)
+    for kernel, signature in missing():
+        if not _marker(folder, program_name(kernel, signature)).exists():
+            Kernel(kernel).program(signature)

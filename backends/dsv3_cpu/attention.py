@@ -6,14 +6,17 @@ import torch
 from torch import Tensor
 
 from dsv3.plugin import LatentCache
-from dsv3_cpu.kernels.decode import HEADS, WIDTH, absorbed
-from dsv3_cpu.programs import float_word
+from dsv3_cpu.constants import HEADS
+from dsv3_cpu.kernels.lanes import FORMATS
+from dsv3_cpu.programs import Kernel, float_word
 from dsv3_cpu.team import run
 from dsv3_cpu.views import CODES, DEFAULT, Config, as_indices, dense, index_words, planes, scratch_address
 
 _MOST_SCORES = 1 << 21  # of one tile, all heads
 _KEYS = 256
 _MOST_TASKS = 64
+_WIDTH = FORMATS["f32"].numbers  # to whose multiple latents are padded where they are widened
+_absorbed = Kernel("decode.absorbed")
 
 
 def mla_decode(
@@ -38,8 +41,8 @@ def mla_decode(
     sequences = lengths.shape[0]
     groups = -(-heads // HEADS)
     splits = max(1, min(-(-(max_k - start) // config.get("keys", _KEYS)), _MOST_TASKS // max(1, sequences * groups)))
-    padded = -(-rank // WIDTH) * WIDTH
-    direct = cache.scale is None and rank == padded and rope % WIDTH == 0
+    padded = -(-rank // _WIDTH) * _WIDTH
+    direct = cache.scale is None and rank == padded and rope % _WIDTH == 0
     work = tokens * heads * max_k * (rank + rope) // 2
     up = -(-heads // 4) * 4
     sums = scratch_address(splits * tokens * up * (padded + 2))
@@ -56,7 +59,7 @@ def mla_decode(
     if program is None:
         q, pe, plane, keys = (CODES[dtype] for dtype in key)
         real = f"{q}:3,{pe}:3,i4:2,i4:1,i4:1,f,i,i,i,{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i,i,f4:4,f4:4,{q}:3,f4:2"
-        program = _programs[key] = absorbed.program(real)
+        program = _programs[key] = _absorbed.program(real)
     run(program, work, words)
     return o, lse
 

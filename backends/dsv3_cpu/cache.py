@@ -7,14 +7,16 @@ from torch import Tensor
 
 from dsv3 import ops
 from dsv3.plugin import LatentCache
-from dsv3_cpu.kernels.latent import gather, store
 from dsv3_cpu.pointwise import apply_rope
+from dsv3_cpu.programs import Kernel
 from dsv3_cpu.views import array, indices, plane_arrays
+
+_store, _gather = Kernel("latent.store"), Kernel("latent.gather")
 
 
 def kv_cache_write(ckv: Tensor, kpe: Tensor, slots: Tensor, cache: LatentCache) -> None:
     latents = array(ckv)
-    store(4 * latents.nbytes, latents, array(kpe), indices(slots), cache.ckv.shape[1], *plane_arrays(cache))
+    _store(4 * latents.nbytes, latents, array(kpe), indices(slots), cache.ckv.shape[1], *plane_arrays(cache))
 
 
 def rope_cache_write(
@@ -38,7 +40,7 @@ def kv_cache_gather(cache: LatentCache, block_table: Tensor, seq_lens: Tensor, t
     ckv, kpe = torch.empty(total, cache.ckv.shape[2]), torch.empty(total, cache.kpe.shape[2])
     if total:
         ends = (seq_lens.to(torch.int64) - start).clamp_min(0).cumsum(0)
-        gather(
+        _gather(
             4 * ckv.numel(), indices(block_table), indices(seq_lens), array(ends), start, cache.ckv.shape[1],
             *plane_arrays(cache),
             array(ckv), array(kpe),

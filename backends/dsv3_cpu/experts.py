@@ -13,7 +13,6 @@ from torch import Tensor
 
 from dsv3.plugin import Prepared
 from dsv3_cpu import int8
-from dsv3_cpu.kernels import experts as kernels
 from dsv3_cpu.linear import FEW, few_into, many_into
 from dsv3_cpu.pointwise import silu_mul
 from dsv3_cpu.programs import Kernel, float_word, words_of
@@ -23,6 +22,7 @@ from dsv3_cpu.views import DEFAULT, Array, Config, Weight, array, dense, kept, r
 
 _NOWHERE = np.empty(0, np.int32)  # the expert map where all experts are here
 _NOWHERE_WORDS = words_of(_NOWHERE)
+_layer_kernel, _fused, _combine = (Kernel(f"experts.{name}") for name in ("layer", "fused", "combine"))
 _CODES = {torch.float32: "f4", torch.bfloat16: "u2"}
 
 
@@ -77,7 +77,7 @@ def _sorted(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared
     place = np.full(flat.size, -1, np.int64)
     place[order] = np.arange(order.size)
     out = torch.empty(x.shape[0], w2.shape[1], dtype=x.dtype)
-    kernels.combine(4 * y.numel(), array(y), place, array(weights.to(torch.float32)), array(out))
+    _combine(4 * y.numel(), array(y), place, array(weights.to(torch.float32)), array(out))
     return out
 
 
@@ -87,7 +87,7 @@ def fused_experts_few(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2
     space = layer.space(x.shape[0], ids.shape[1])
     y = torch.empty_like(x)
     routed = (array(weights.to(torch.float32)), array(ids.to(torch.int32)), _NOWHERE)
-    layer.run(kernels.fused, space, x, words_of(*routed), y, (), "", config.get("tile"))
+    layer.run(_fused, space, x, words_of(*routed), y, (), "", config.get("tile"))
     return y
 
 
@@ -121,7 +121,7 @@ def moe_few(
         GROUP_SCORES[group_score], int(renormalize), float_word(float(scale)),
     )  # fmt: skip
     routed = (*routing.words, *(local or _NOWHERE_WORDS))
-    layer.run(kernels.layer, space, x, routed, y, more, f",{router.signature},f4:1,f4:2,f4:2,i,i,i,i,i,f", config.get("tile"))
+    layer.run(_layer_kernel, space, x, routed, y, more, f",{router.signature},f4:1,f4:2,f4:2,i,i,i,i,i,f", config.get("tile"))
     return y
 
 

@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 from dsv3_cpu.facts import features
-from dsv3_cpu.kernels.int8 import grouped_int8, quantize
+from dsv3_cpu.programs import Kernel
 from dsv3_cpu.views import FIRST, Array, Weight, array
 
 _FLOOR = 1e-10
+_grouped_int8, _quantize = Kernel("int8.grouped_int8"), Kernel("int8.quantize")
 
 
 def quant_int8(x: Tensor, amax_floor: float) -> tuple[Tensor, Tensor]:
     q, scale = torch.empty(x.shape, dtype=torch.int8), torch.empty(x.shape[0], 1)
     values = array(x)
-    quantize(4 * values.nbytes, values, amax_floor, array(q), array(scale))
+    _quantize(4 * values.nbytes, values, amax_floor, array(q), array(scale))
     return q, scale
 
 
@@ -54,4 +55,4 @@ def _product(y: Tensor, a: Tensor, a_scale: Tensor, w: Array, s: Array) -> None:
 
 def _codes_into(y: Array, a: Array, a_scale: Array, w: Array, s: Array, experts: Array, offsets: Array) -> None:
     work = (w.nbytes // max(1, w.shape[0])) * max(experts.shape[0], a.shape[0] // 4)
-    grouped_int8(work, w, np.ascontiguousarray(s), experts, offsets, a, a_scale, 16, y)
+    _grouped_int8(work, w, np.ascontiguousarray(s), experts, offsets, a, a_scale, 16, y)

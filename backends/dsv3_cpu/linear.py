@@ -8,10 +8,7 @@ from torch import Tensor
 
 from dsv3.plugin import Prepared
 from dsv3_cpu import int8
-from dsv3_cpu.kernels.absorbed import heads
-from dsv3_cpu.kernels.product import grouped
-from dsv3_cpu.kernels.spell import spelled
-from dsv3_cpu.programs import words_of
+from dsv3_cpu.programs import Kernel, words_of
 from dsv3_cpu.team import run
 from dsv3_cpu.views import (
     CODES,
@@ -31,6 +28,7 @@ from dsv3_cpu.views import (
 
 FEW = 16  # rows up to which a weight is decoded row by row, and never kept
 _TILE_NUMBERS = 1 << 21  # of a decoded tile
+_grouped, _spelled, _heads = Kernel("product.grouped"), Kernel("spell.spelled"), Kernel("absorbed.heads")
 
 
 def few_into(
@@ -53,7 +51,7 @@ def few_into(
     )  # fmt: skip
     program = w.programs.get(x.dtype)
     if program is None:
-        program = w.programs[x.dtype] = grouped.program(f"{w.signature},{_PRODUCT[x.dtype]}")
+        program = w.programs[x.dtype] = _grouped.program(f"{w.signature},{_PRODUCT[x.dtype]}")
     run(program, w.expert_bytes * max(used, rows // 4), words)
 
 
@@ -103,7 +101,7 @@ def written_out(w: Weight, expert: int, first: int, rows: int, width: int, dtype
     key = ("spelled", dtype)
     program = w.programs.get(key)
     if program is None:
-        program = w.programs[key] = spelled.program(f"{w.signature},i,i,{CODES[dtype]}:2")
+        program = w.programs[key] = _spelled.program(f"{w.signature},i,i,{CODES[dtype]}:2")
     run(program, 4 * rows * width, (*w.words, expert, first, address, rows, width))
     return scratch_tensor(rows, width, dtype)
 
@@ -161,7 +159,7 @@ def bmm(x: Tensor, weight: Tensor) -> Tensor:
         program = _head_programs.get(key)
         if program is None:
             code = CODES[x.dtype]
-            program = _head_programs[key] = heads.program(f"{code}:3,{CODES[weight.dtype]}:1,i,i,i,{code}:3")
+            program = _head_programs[key] = _heads.program(f"{code}:3,{CODES[weight.dtype]}:1,i,i,i,{code}:3")
         run(program, real.nbytes, (x.data_ptr(), *x.shape, *flat_words(weight), *strides, y.data_ptr(), *y.shape))
         return y
     product = torch.bmm(x.transpose(0, 1).to(torch.float32), weight.to(torch.float32))

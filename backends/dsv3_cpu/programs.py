@@ -1,4 +1,4 @@
-"""Kernels: compiled on the first call for the types of their arguments, and run by a team of threads.
+"""Kernels: linked from the cache or compiled on the first call for the types of their arguments, and run by a team of threads.
 
 A kernel is a function of (team, me, crew, arguments..), which every thread of a crew calls: `team` is memory that they share
 (see kernels/atoms.py), `me` the thread's number below `crew`. Arguments travel as one block of int64 words, so that a call
@@ -7,68 +7,104 @@ costs the same for every kernel, and threads need no more than its address.
 
 from __future__ import annotations
 
+import ctypes
 import functools
+import importlib
 import struct
 import threading
-import types
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
-import numba
 import numpy as np
 
-from dsv3_cpu import team
-from dsv3_cpu.ahead import alone
-from dsv3_cpu.compile import cached, inner
-from dsv3_cpu.kernels.arguments import unpacker
+from dsv3_cpu import ahead, objects, team
 from dsv3_cpu.progress import compiling
-
-_PROGRAM = numba.void(*[numba.types.intp] * 4)
-
-
-def _entry(block: int, team: int, me: int, crew: int) -> None:
-    """What a program is: the kernel with its arguments read from their block. Its globals are set for each program."""
-    _kernel(team, me, crew, *_unpack(block))  # type: ignore[name-defined]  # noqa: F821
 
 
 class Kernel:
-    """A kernel and its programs, one for each types of arguments.
+    """A kernel, by its name below dsv3_cpu.kernels ("product.grouped"), and its programs, one for each types of arguments.
 
     A signature is a string with a letter code per argument: an array is its dtype and dimensions ("u2:3", "f4:1"), an integer
-    "i", a number "f".
+    "i", a number "f". `function`: of a kernel that is not this package's; its programs are not kept on disk.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self._programs: dict[str, Any] = {}
+    def __init__(self, name: str, function: Callable[..., Any] | None = None) -> None:
+        self.name, self._function = name, function
+        self._programs: dict[str, int] = {}
 
     def program(self, signature: str) -> int:
-        """The address of the program, compiled or read from the cache if it is not there yet."""
+        """The address of the program, read from the cache or compiled if it is not there yet."""
         found = self._programs.get(signature)
         if found is None:
-            with _compiling:
-                found = self._programs[signature] = self._compile(signature)
-                used.append((self._function.__module__, self._function.__name__, signature))
-        address: int = found.address
-        return address
+            with _loading:
+                found = self._programs[signature] = self._load(signature)
+                used.append((self.name, signature))
+        return found
 
-    def name_of(self, signature: str) -> str:
-        """What tells programs apart."""
-        return f"{self._function.__module__}.{self._function.__name__}_{signature.translate(_IN_NAMES)}"
-
-    def _compile(self, signature: str) -> Any:
-        f, name = self._function, self.name_of(signature)
-        scope = {"_kernel": inner(f), "_unpack": unpacker(signature)}
-        entry = types.FunctionType(_entry.__code__, scope, name.rpartition(".")[2])
-        # numba's cache tells functions apart by module, qualified name and line.
-        entry.__qualname__, entry.__module__ = name, __name__
-        with compiling(), alone(name):
-            return _in_a_thread(lambda: cached(lambda cache: numba.cfunc(_PROGRAM, cache=cache, error_model="numpy")(entry)))
+    def _load(self, signature: str) -> int:
+        name = program_name(self.name, signature)
+        if self._function is not None:
+            return objects.link(name, _compiled(lambda: self._function, signature, name))
+        return loaded(name, lambda: _compiled(lambda: defined(self.name), signature, name))
 
     def __call__(self, work: int, *arguments: Any) -> None:
         """Runs over arrays, integers and floats. work: how much it is, see `team.run`."""
         team.run(self.program(signature_of(arguments)), work, words_of(*arguments))
+
+
+def exported(function: str, words: int) -> Callable[..., int]:
+    """A function of the kernels' modules, of so many int64, as something that Python calls, without Python's lock."""
+    name = program_name(function, str(words))
+
+    def make() -> bytes:
+        from dsv3_cpu import compile
+
+        return compile.exported(defined(function), words, name)
+
+    with _loading:
+        address = loaded(name, lambda: _watched(make))
+    return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * words)(address)
+
+
+def program_name(kernel: str, signature: str) -> str:
+    """What a program is called in its object, and what tells it apart."""
+    return f"dsv3_{kernel}_{signature}".translate(_IN_NAMES)
+
+
+def defined(kernel: str) -> Callable[..., Any]:
+    """The function that a kernel's name stands for."""
+    module, _, function = kernel.partition(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(f"dsv3_cpu.kernels.{module}"), function)
+    return found
+
+
+def _compiled(function: Callable[[], Any], signature: str, name: str) -> bytes:
+    def make() -> bytes:
+        from dsv3_cpu import compile
+
+        return compile.program(function(), signature, name)
+
+    return _watched(make)
+
+
+def _watched(make: Callable[[], bytes]) -> bytes:
+    """make(), which may take a while."""
+    with compiling():
+        code: bytes = _in_a_thread(make)
+    return code
+
+
+def loaded(name: str, make: Callable[[], bytes]) -> int:
+    """The address of a C function: its object from the cache, else made and kept there; by one process at a time."""
+    code = objects.read(name)
+    if code is None:
+        with ahead.alone(name):
+            code = objects.read(name)  # another process may just have made it
+            if code is None:
+                code = make()
+                objects.keep(name, code)
+    return objects.link(name, code)
 
 
 def _in_a_thread(make: Callable[[], Any]) -> Any:
@@ -94,9 +130,9 @@ def _in_a_thread(make: Callable[[], Any]) -> Any:
     return found[0]
 
 
-_compiling = threading.RLock()
-used: list[tuple[str, str, str]] = []  # (module, kernel, signature) of every program of this process
-_IN_NAMES = str.maketrans({":": "_", ",": "_"})
+_loading = threading.RLock()
+used: list[tuple[str, str]] = []  # (kernel, signature) of every program of this process
+_IN_NAMES = str.maketrans({":": "_", ",": "_", ".": "_"})
 
 
 def signature_of(arguments: tuple[Any, ...]) -> str:
@@ -127,8 +163,3 @@ def float_word(value: float) -> int:
     """A float64's bits."""
     word: int = struct.unpack("q", struct.pack("d", value))[0]
     return word
-
-
-def kernel(function: Callable[..., Any]) -> Kernel:
-    """The decorated function of (team, me, crew, arguments..) as a kernel."""
-    return Kernel(function)

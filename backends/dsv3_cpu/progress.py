@@ -9,8 +9,8 @@ from contextlib import contextmanager
 
 from dsv3_cpu import ahead
 
-# Seconds from which it is a compilation, and not a program read from the cache.
-_READ = 0.25
+# Seconds after which it is worth a line: a single small kernel takes less, once numba is there.
+_PATIENCE = 0.25
 _TEXT = "dsv3: compiling kernels for this processor, once; they are kept for later starts\n"
 _said = False
 
@@ -26,11 +26,11 @@ def _slow() -> None:
 
 @contextmanager
 def compiling() -> Iterator[None]:
-    """While a program is made: if that takes longer than reading one, helpers are started, and a line on stderr says why."""
+    """While a program is compiled: if that takes a while, helpers are started, and a line on stderr says why."""
     if _said:
         yield
         return
-    watch = threading.Timer(_READ, _slow)
+    watch = threading.Timer(_PATIENCE, _slow)
     watch.daemon = True
     watch.start()
     try:

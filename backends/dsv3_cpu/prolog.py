@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv3.plugin import LatentCache, Prepared
-from dsv3_cpu.kernels.prolog import prolog
-from dsv3_cpu.programs import float_word, signature_of, words_of
+from dsv3_cpu.programs import Kernel, float_word, signature_of, words_of
 from dsv3_cpu.team import crew_size, run
 from dsv3_cpu.views import (
     CODES,
@@ -28,6 +27,8 @@ from dsv3_cpu.views import (
     remembered,
     weight,
 )
+
+_prolog = Kernel("prolog.prolog")
 
 
 def mla_prolog(
@@ -59,7 +60,7 @@ def mla_prolog(
         step = (
             f"{code}:2,i4:1,f4:2,i4:1,i,{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i,f,i,f4:2,f4:2,f4:2,f4:2,f4:2,f4:2,{code}:3,{code}:3"
         )
-        program = known.programs[key] = prolog.program(f"{known.signature},{step}")
+        program = known.programs[key] = _prolog.program(f"{known.signature},{step}")
     run(program, known.bytes, words)
     return q_c, q_pe
 

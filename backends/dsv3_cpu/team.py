@@ -6,6 +6,7 @@ a moment, so that the next kernel of a step starts on all threads within a micro
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from array import array as words
@@ -13,11 +14,26 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dsv3_cpu.kernels.atoms import LINE, MOST_WORKERS, STATUS, STOPPED, WORDS
-from dsv3_cpu.kernels.crew import alone, join, run_all, wake, work
+from dsv3_cpu.constants import LINE, MOST_WORKERS, STATUS, STOPPED, WORDS
 
+_NO_MEMORY = "a kernel found no memory for its intermediate results"
 # Bytes read, or their equivalent in arithmetic, from which threads pay.
 WORTH_THREADS = 1 << 16
+
+
+class _Native:
+    """The functions of kernels/crew.py, callable."""
+
+    def __init__(self) -> None:
+        from dsv3_cpu.programs import exported
+
+        self.run_all, self.join, self.work = (exported(f"crew.{name}", 4) for name in ("run_all", "join", "work"))
+        self.alone, self.wake = exported("crew.alone", 3), exported("crew.wake", 1)
+
+
+@functools.cache
+def _native() -> _Native:
+    return _Native()
 
 
 class Team:
@@ -34,20 +50,24 @@ class Team:
 
     def _live(self, n: int, bed: threading.Lock) -> None:
         status = (self.address + 8 * (STATUS + n * LINE) - self.memory.ctypes.data) // 8
-        seen = 0
+        seen, native = 0, _native()
         while True:
-            seen = work(self.address, n + 1, self.crew, seen)
+            seen = native.work(self.address, n + 1, self.crew, seen)
             if self.memory[status] == STOPPED:
                 return
             bed.acquire()
 
     def run(self, program: int, arguments: int) -> None:
-        """One program, on all threads."""
-        if run_all(self.address, program, arguments, self.crew):
+        """One program, on all threads. Raises MemoryError, for all that it can fail for."""
+        native = _native()
+        state = native.run_all(self.address, program, arguments, self.crew)
+        if state > 0:
             for n, bed in enumerate(self._beds):
-                if wake(self.address + 8 * (STATUS + n * LINE)):
+                if native.wake(self.address + 8 * (STATUS + n * LINE)):
                     bed.release()
-            join(self.address, program, arguments, self.crew)
+            state = native.join(self.address, program, arguments, self.crew)
+        if state:
+            raise MemoryError(_NO_MEMORY)
 
     def stop(self) -> None:
         """Ends the workers, at the latest when they next look."""
@@ -97,7 +117,8 @@ def run(program: int, size: int, arguments: tuple[int, ...]) -> None:
         finally:
             _in_use.release()
         return
-    alone(_solo.address, program, address)
+    if _native().alone(_solo.address, program, address):
+        raise MemoryError(_NO_MEMORY)
 
 
 def _forget() -> None:

@@ -8,11 +8,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import dsv3
-from dsv3_cpu import backend, compile, facts, views
+from dsv3_cpu import backend, facts, objects, views
+from dsv3_cpu.programs import Kernel
 
 NEEDS_TOUCHING = "import dsv3_cpu, sys; b = dsv3_cpu.backend; d = b.devices()[0]; b.probe(d); list(b.kernels(d)); "
 
@@ -65,17 +67,16 @@ def test_features_are_read_off_the_processor(
 def test_compiled_kernels_go_to_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    compile.cache_folder.cache_clear()
+    objects.cache_folder.cache_clear()
     try:
-        folder = compile.cache_folder()
+        folder = objects.cache_folder()
         assert folder is not None and folder.parent == tmp_path / "dsv3" / "numba" and folder.is_dir()
         (tmp_path / "file").touch()
         monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "file" / "below"))
-        compile.cache_folder.cache_clear()
-        assert compile.cache_folder() is None
+        objects.cache_folder.cache_clear()
+        assert objects.cache_folder() is None
     finally:
-        compile.cache_folder.cache_clear()
-    assert not list(Path(compile.__file__).parent.rglob("*.nbi"))
+        objects.cache_folder.cache_clear()
 
 
 def test_a_kernel_works_where_no_cache_can_be_written(tmp_path: Path) -> None:
@@ -109,3 +110,64 @@ def test_the_story_is_the_references() -> None:
     for draft in (None, "mtp"):
         mine, theirs = ([g.ids for g in m.generate(prompts, max_new_tokens=24, draft=draft)] for m in models)
         assert mine == theirs
+
+
+def _in_a_process(code: str, folder: Path) -> str:
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+_NORM = (
+    "import sys, torch; from dsv3_cpu.pointwise import rms_norm; from dsv3 import ops; x, w = torch.randn(2, 8), torch.ones(8);"
+    "torch.testing.assert_close(rms_norm(x, w, 1e-6), ops.rms_norm(x=x, weight=w, eps=1e-6)); print('numba' in sys.modules)"
+)
+
+
+def test_a_start_that_finds_its_kernels_does_without_numba(tmp_path: Path) -> None:
+    assert _in_a_process(_NORM, tmp_path).split() == ["True"]
+    assert _in_a_process(_NORM, tmp_path).split() == ["False"]
+
+
+def test_a_damaged_object_is_compiled_again(tmp_path: Path) -> None:
+    _in_a_process(_NORM, tmp_path)
+    objects_there = sorted(tmp_path.glob("dsv3-cpu-*/*.o"))
+    assert objects_there
+    for n, path in enumerate(objects_there):
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) // 2] if n % 2 else data[:-8] + bytes(8))
+    assert _in_a_process(_NORM, tmp_path).split() == ["True"]
+    assert _in_a_process(_NORM, tmp_path).split() == ["False"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="markers of ended processes are waited for there")
+def test_who_compiles_and_dies_is_not_waited_for(tmp_path: Path) -> None:
+    code = (
+        "import os; from dsv3_cpu import ahead, programs;"
+        "from dsv3_cpu.objects import cache_folder;"
+        "ahead._take(ahead._marker(cache_folder(), 'some')); os._exit(0)"
+    )
+    _in_a_process(code, tmp_path)
+    started = time.monotonic()
+    _in_a_process("from dsv3_cpu import ahead\nwith ahead.alone('some'): pass", tmp_path)
+    assert time.monotonic() - started < 20, "it would have waited for a minute"
+    assert not list(tmp_path.glob("*/*.compiling"))
+
+
+def test_a_kernel_without_memory_says_so() -> None:
+    def greedy(team, me, crew, size, out):
+        out[0] = np.empty(size, np.float64)[size - 1]
+
+    with pytest.raises(MemoryError, match="no memory"):
+        Kernel("test_backend.greedy", greedy)(0, 1 << 60, np.zeros(1))
+
+
+def test_a_start_imports_nothing_that_the_model_does_not_need() -> None:
+    code = (
+        "import sys; from dsv3.cli import main; names = ('sympy', 'torch._dynamo', 'torch._inductor', 'triton', 'onnx');"
+        "main(['run', 'Once', '--max-new-tokens', '1', '--backend', 'cpu']);"
+        "print([m for m in names if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -26,7 +26,7 @@ def test_products_and_layers_are_right(vectors: str, tmp_path: Path) -> None:
         "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     lanes = subprocess.run(
-        [sys.executable, "-c", "from dsv3_cpu.kernels.lanes import LANES; print(LANES)"],
+        [sys.executable, "-c", "from dsv3_cpu.processor import LANES; print(LANES)"],
         env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert lanes.stdout.strip() == {"masked": "8", "sixteen": "16"}[vectors]

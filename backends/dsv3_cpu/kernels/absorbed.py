@@ -8,15 +8,13 @@ from numba.core import types
 from dsv3_cpu.compile import overloads
 from dsv3_cpu.kernels.atoms import take
 from dsv3_cpu.kernels.dots import ROWS, dots, mix
-from dsv3_cpu.kernels.lanes import LANES
 from dsv3_cpu.kernels.numbers import put, widen
-from dsv3_cpu.programs import kernel
+from dsv3_cpu.processor import LANES
 
 ROOM = 8 * LANES  # beyond the depth of a row and the width of a total, so that whole steps fit
 _STEP = 2 * LANES
 
 
-@kernel
 def heads(team, me, crew, x, flat, sh, sa, sc, y):
     """y[t, h] = x[t, h] @ w[h], w [Nh, A, C] in flat storage with these strides, of which sa or sc is 1."""
     depth, width = x.shape[2], y.shape[2]

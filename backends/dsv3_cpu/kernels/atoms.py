@@ -1,44 +1,24 @@
 """What threads that run one kernel together need: numbers shared in memory, a way to wait, a call by address.
 
-A team's memory is int64 words, eight to a cache line, so that no two words that different threads write share one.
+A team's memory is laid out in constants.py.
 """
 
 from __future__ import annotations
 
-import ctypes
 import platform
-import sys
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from dsv3_cpu.compile import strict
-
-LINE = 8  # words
-GENERATION, PROGRAM, ARGUMENTS, ARRIVED, PASSED, DONE = (n * LINE for n in range(6))
-STATUS = 6 * LINE  # of the first worker; RUNNING, PARKED or STOPPED
-MOST_WORKERS = 255
-COUNTERS = STATUS + (MOST_WORKERS + 1) * LINE
-PHASES = 12
-WORDS = COUNTERS + PHASES * LINE
-RUNNING, PARKED, STOPPED = 0, 1, 2
+from dsv3_cpu.constants import ARRIVED, COUNTERS, LINE, PASSED
 
 _WORD = ir.IntType(64)
 _X86, _ARM = ("x86_64", "AMD64"), ("aarch64", "arm64")
 _PATIENCE = 2000  # pauses before a waiting thread gives its processor away between looks
 
 
-def _register_yield() -> None:
-    """The system's way to let another thread run, under a name that compiled code finds."""
-    library, name = (
-        (ctypes.CDLL("kernel32"), "SwitchToThread") if sys.platform == "win32" else (ctypes.CDLL(None), "sched_yield")
-    )
-    llvm.add_symbol("dsv3_yield", ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
-
-
-_register_yield()
 _yield = types.ExternalFunction("dsv3_yield", types.int32())
 
 
@@ -105,14 +85,13 @@ def pause(typing):
 
 @intrinsic
 def call(typing, program, arguments, team, me, crew):
-    """Calls a compiled program by its address."""
+    """Calls a compiled program by its address -> its status, 0 unless it failed."""
 
     def generate(context, builder, signature, values):
-        kind = ir.FunctionType(ir.VoidType(), [_WORD] * 4)
-        builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
-        return context.get_dummy_value()
+        kind = ir.FunctionType(_WORD, [_WORD] * 4)
+        return builder.call(builder.inttoptr(values[0], kind.as_pointer()), values[1:])
 
-    return types.void(*[types.intp] * 5), generate
+    return types.intp(*[types.intp] * 5), generate
 
 
 @intrinsic

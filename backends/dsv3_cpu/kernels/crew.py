@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dsv3_cpu.compile import called
-from dsv3_cpu.kernels.atoms import (
+from dsv3_cpu.compile import strict
+from dsv3_cpu.constants import (
     ARGUMENTS,
     COUNTERS,
     DONE,
+    FAILED,
     GENERATION,
     LINE,
     PARKED,
@@ -15,24 +16,19 @@ from dsv3_cpu.kernels.atoms import (
     RUNNING,
     STATUS,
     STOPPED,
-    add,
-    call,
-    exchange,
-    load,
-    rest,
-    store,
-    word,
 )
+from dsv3_cpu.kernels.atoms import add, call, exchange, load, rest, store, word
 
 _IDLE = 6000  # looks at the word before a worker sleeps: about a millisecond
 
 
-@called("intp(intp, intp, intp, intp)")
+@strict
 def publish(team, program, arguments, crew):
     """Shows the workers a program -> how many of them sleep."""
     for phase in range(PHASES):
         store(word(team, COUNTERS + phase * LINE), 0)
     store(word(team, DONE), 0)
+    store(word(team, FAILED), 0)
     store(word(team, PROGRAM), program)
     store(word(team, ARGUMENTS), arguments)
     store(word(team, GENERATION), load(word(team, GENERATION)) + 1)
@@ -42,33 +38,40 @@ def publish(team, program, arguments, crew):
     return asleep
 
 
-@called("void(intp, intp, intp, intp)")
-def join(team, program, arguments, crew):
-    """The caller's share of what was published, and then the wait for the others'."""
-    call(program, arguments, team, 0, crew)
+@strict
+def share(team, program, arguments, crew):
+    """The caller's share of what was published, and then the wait for the others' -> whether one failed."""
+    failed = call(program, arguments, team, 0, crew)
     spins = 0
     while load(word(team, DONE)) != crew - 1:
         spins += 1
         rest(spins)
+    return failed | load(word(team, FAILED))
 
 
-@called("intp(intp, intp, intp, intp)")
+# The functions below are called from Python, by address: see team.py.
+
+
+def join(team, program, arguments, crew):
+    """See `share`."""
+    return share(team, program, arguments, crew)
+
+
 def run_all(team, program, arguments, crew):
-    """`publish` and `join`, unless workers sleep."""
+    """`publish` and `share`, unless workers sleep -> how many sleep; below 0 if the program failed."""
     asleep = publish(team, program, arguments, crew)
-    if asleep == 0:
-        join(team, program, arguments, crew)
+    if asleep == 0 and share(team, program, arguments, crew) != 0:
+        return -1
     return asleep
 
 
-@called("void(intp, intp, intp)")
 def alone(team, program, arguments):
+    """The program on the caller's thread -> whether it failed."""
     for phase in range(PHASES):
         store(word(team, COUNTERS + phase * LINE), 0)
-    call(program, arguments, team, 0, 1)
+    return call(program, arguments, team, 0, 1)
 
 
-@called("intp(intp, intp, intp, intp)")
 def work(team, me, crew, seen):
     """Runs every program after generation `seen` -> the last generation, when there was none for a while or it was stopped."""
     mine = word(team, STATUS + (me - 1) * LINE)
@@ -77,7 +80,8 @@ def work(team, me, crew, seen):
         if load(word(team, GENERATION)) != seen:
             seen += 1
             spins = 0
-            call(load(word(team, PROGRAM)), load(word(team, ARGUMENTS)), team, me, crew)
+            if call(load(word(team, PROGRAM)), load(word(team, ARGUMENTS)), team, me, crew) != 0:
+                store(word(team, FAILED), 1)
             add(word(team, DONE), 1)
             continue
         if load(mine) == STOPPED:
@@ -94,9 +98,8 @@ def work(team, me, crew, seen):
             spins = 0
 
 
-@called("intp(intp)")
 def wake(status):
     """Whether this worker slept, and is now to be woken by the caller."""
     if load(status) != PARKED:
         return 0
-    return exchange(status, RUNNING) == PARKED
+    return 1 if exchange(status, RUNNING) == PARKED else 0

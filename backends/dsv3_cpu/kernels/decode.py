@@ -10,15 +10,15 @@ import numpy as np
 from numba.core import types
 
 from dsv3_cpu.compile import inner, overloads
+from dsv3_cpu.constants import HEADS
 from dsv3_cpu.kernels.atoms import take, wait_for_all
 from dsv3_cpu.kernels.dots import dots, mix
-from dsv3_cpu.kernels.lanes import FORMATS, LANES
+from dsv3_cpu.kernels.lanes import FORMATS
 from dsv3_cpu.kernels.latent import read
 from dsv3_cpu.kernels.numbers import exp, put, widen
-from dsv3_cpu.programs import kernel
+from dsv3_cpu.processor import LANES
 
 BLOCK = 32  # keys that are met by every head of a group before the next ones
-HEADS = 8  # of a group
 WIDTH = FORMATS["f32"].numbers  # to whose multiple widened rows are padded
 _FOUR = 4  # heads at a time, HEADS being a multiple
 
@@ -95,7 +95,6 @@ def weigh(scores, h, count, largest, total):
     return shrink, most, total * shrink + sums
 
 
-@kernel
 def absorbed(
     team, me, crew, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks, scales,
     sp, ss, splits, acc, state, o, lse,
@@ -176,7 +175,6 @@ def attend(
             for r in range(padded):
                 acc[part, first + j, h0 + h, r] = 0
     block = np.zeros((0 if direct else BLOCK, wide), np.float32)
-    flat_block = block.reshape(block.size)
     scores, parts, shrink = np.zeros((HEADS, BLOCK), np.float32), np.empty(2 * _FOUR, np.float32), np.empty(HEADS, np.float32)
     while begin < end:
         page, offset = np.int64(table[s, begin // page_size]), begin % page_size
@@ -199,7 +197,7 @@ def attend(
                         score(keys, page * kp + offset * ks, ks, seen, row + 4 * padded, 4 * wide, some, rope, parts, scores, h,
                               scale, True)  # fmt: skip
                     else:
-                        score(flat_block, 0, wide, seen, row, 4 * wide, some, wide, parts, scores, h, scale, False)
+                        score(block, 0, wide, seen, row, 4 * wide, some, wide, parts, scores, h, scale, False)
                     for c in range(some):
                         known = state[part, first + j, h0 + h + c]
                         shrink[h + c], known[0], known[1] = weigh(scores, h + c, seen, known[0], known[1])
@@ -207,5 +205,5 @@ def attend(
                     if direct:
                         gather_values(latents, page * lp + offset * ls, ls, seen, scores, h, shrink, sums, h0 + h, rank)
                     else:
-                        gather_values(flat_block, 0, wide, seen, scores, h, shrink, sums, h0 + h, padded)
+                        gather_values(block, 0, wide, seen, scores, h, shrink, sums, h0 + h, padded)
         begin += count

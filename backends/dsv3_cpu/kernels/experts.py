@@ -10,7 +10,6 @@ from dsv3_cpu.kernels.numbers import put, sigmoid, widen
 from dsv3_cpu.kernels.product import scratch_for, sums_of
 from dsv3_cpu.kernels.routing import choose_row
 from dsv3_cpu.kernels.rows import arrange, coded, peaks_of, place
-from dsv3_cpu.programs import kernel
 
 ROUTING, UP, DOWN = 0, 1, 2  # phases
 
@@ -133,7 +132,6 @@ def mixture(
         p = take(team, DOWN)
 
 
-@kernel
 def fused(
     team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, pairs, factor, x, weights, ids, local, arranged, shared,
     h, hs, y,
@@ -161,7 +159,6 @@ def prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged,
         zero_ends(shared2, t2, shared13.shape[1] // 2, hs)
 
 
-@kernel
 def layer(
     team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, pairs, factor, x, weights, ids, local, arranged, shared,
     h, hs, y, gate, gate_scales, bias, logits, for_gate, n_group, kept, mode, group_mode, renormalize, scale,
@@ -192,7 +189,6 @@ def layer(
             shared, tile, h, hs, y)  # fmt: skip
 
 
-@kernel
 def combine(team, me, crew, y, place, weights, out):
     """out[t] = sum over j of weights[t, j] * y[its row], in float32, in the order of j, rounded once; pairs without a row are
     ignored. place [T * k]: each pair's row, or -1."""

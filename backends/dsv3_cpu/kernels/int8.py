@@ -7,7 +7,6 @@ import numpy as np
 from dsv3_cpu.compile import inner, strict
 from dsv3_cpu.kernels.atoms import take
 from dsv3_cpu.kernels.numbers import put, widen
-from dsv3_cpu.programs import kernel
 
 
 @strict
@@ -25,7 +24,6 @@ def quantize_row(x, t, floor, q, scales):
         q[t, k] = np.int8(min(max(value, np.float32(-127)), np.float32(127)))
 
 
-@kernel
 def quantize(team, me, crew, x, floor, q, scales):
     """Codes q [T, K] and scales [T, 1] of rows x [T, K]."""
     for t in range(me, x.shape[0], crew):
@@ -55,7 +53,6 @@ def sum1(a, w, e, n, i):
     return total
 
 
-@kernel
 def grouped_int8(team, me, crew, w, s, experts, offsets, a, a_scale, tile, y):
     """y[offsets[j] : offsets[j + 1]] = a[the same] @ w[experts[j]]^T for every j: int32 sums, then both scales."""
     tiles = (w.shape[1] + tile - 1) // tile

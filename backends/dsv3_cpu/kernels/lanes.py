@@ -11,24 +11,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 
-from dsv3_cpu.compile import config
+from dsv3_cpu.processor import LANES
 
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
-def _wide() -> bool:
-    """Whether kernels are compiled for AVX-512: on this processor, unless numba is told otherwise."""
-    if config.CPU_FEATURES is not None:
-        return "+avx512f" in config.CPU_FEATURES.split(",")
-    if config.CPU_NAME is not None and llvm.get_host_cpu_name() != config.CPU_NAME:
-        return False
-    return bool(llvm.get_host_cpu_features().get("avx512f", False))
-
-
-LANES = 16 if _wide() else 8
 GROUP = 128  # numbers under one scale
 
 

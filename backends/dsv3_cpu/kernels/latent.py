@@ -11,7 +11,6 @@ from numba.core import types
 
 from dsv3_cpu.compile import overloads
 from dsv3_cpu.kernels.numbers import fp8, put, to_fp8, widen
-from dsv3_cpu.programs import kernel
 
 GROUP = 128
 _LARGEST = np.float32(448)
@@ -68,7 +67,6 @@ def _write(x, t, flat, base, scales, where):
     return coded if flat.dtype == types.int8 else real
 
 
-@kernel
 def store(team, me, crew, ckv, kpe, slots, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss):
     """Rows ckv [T, R] and kpe [T, P] into the slots that are not negative."""
     for t in range(me, slots.shape[0], crew):
@@ -80,7 +78,6 @@ def store(team, me, crew, ckv, kpe, slots, page_size, latents, lp, ls, keys, kp,
                 put(keys, page * kp + offset * ks + p, widen(kpe[t, p]))
 
 
-@kernel
 def gather(team, me, crew, table, lengths, ends, start, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss, ckv, kpe):
     """Rows start to length of every sequence, back to back, float32; ends [S]: where each ends."""
     for s in range(me, lengths.shape[0], crew):

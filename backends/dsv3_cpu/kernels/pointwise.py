@@ -6,7 +6,6 @@ import numpy as np
 
 from dsv3_cpu.compile import inner
 from dsv3_cpu.kernels.numbers import put, sigmoid, widen
-from dsv3_cpu.programs import kernel
 
 
 @inner
@@ -21,13 +20,11 @@ def norm_row(x, t, weight, eps, y):
         put(y, (t, i), (widen(x[t, i]) * factor) * widen(weight[i]))
 
 
-@kernel
 def rms_norm(team, me, crew, x, weight, eps, y):
     for t in range(me, x.shape[0], crew):
         norm_row(x, t, weight, eps, y)
 
 
-@kernel
 def add_rms_norm(team, me, crew, x, residual, weight, eps, y, total):
     """total = x + residual, rounded; y is its norm."""
     for t in range(me, x.shape[0], crew):
@@ -36,7 +33,6 @@ def add_rms_norm(team, me, crew, x, residual, weight, eps, y, total):
         norm_row(total, t, weight, eps, y)
 
 
-@kernel
 def silu_mul(team, me, crew, x, y):
     width = y.shape[1]
     for t in range(me, x.shape[0], crew):
@@ -45,7 +41,6 @@ def silu_mul(team, me, crew, x, y):
             put(y, (t, i), (g * sigmoid(g)) * widen(x[t, width + i]))
 
 
-@kernel
 def rope(team, me, crew, x, positions, table, interleaved, y):
     """Every head of x [T, N, P] by the angles of its token's row of table, P / 2 cosines and then as many sines."""
     half = x.shape[2] // 2

@@ -10,7 +10,6 @@ from dsv3_cpu.kernels.dots import ROWS, at_once, dots
 from dsv3_cpu.kernels.lanes import GROUP
 from dsv3_cpu.kernels.numbers import put
 from dsv3_cpu.kernels.rows import arrange, kind, ready, row_factor
-from dsv3_cpu.programs import kernel
 
 AT_ONCE = 4  # rows of x that share one decoding of a weight, at most
 
@@ -94,7 +93,6 @@ def most_rows(experts, offsets):
     return most
 
 
-@kernel
 def grouped(team, me, crew, w, s, experts, offsets, x, arranged, tile, y):
     """y[offsets[j] : offsets[j + 1]] = x[the same] @ w[experts[j]]^T for every j. arranged [M, K up to whole steps]: scratch;
     tile: rows of a weight that a thread takes at a time, of which 128 is a multiple."""

@@ -12,12 +12,10 @@ from dsv3_cpu.kernels.numbers import put, widen
 from dsv3_cpu.kernels.pointwise import norm_row
 from dsv3_cpu.kernels.product import scratch_for, sums_of
 from dsv3_cpu.kernels.rows import arrange
-from dsv3_cpu.programs import kernel
 
 DOWN, UP, HEADS = 0, 1, 2  # phases
 
 
-@kernel
 def prolog(
     team, me, crew, q_a, q_a_scales, q_b, q_b_scales, kv_a, kv_a_scales, q_norm, kv_norm, flat, head_stride, row_stride, stride,
     x, positions, table, slots, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss, eps, tile, for_q_a, for_kv_a, low,

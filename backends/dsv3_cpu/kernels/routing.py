@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from dsv3_cpu.compile import strict
+from dsv3_cpu.constants import MAX, SIGMOID
 from dsv3_cpu.kernels.numbers import exp
-from dsv3_cpu.programs import kernel
-
-SIGMOID, SOFTMAX = 0, 1
-TOP2_SUM, MAX = 0, 1
 
 
 @strict
@@ -89,7 +86,6 @@ def choose_row(logits, t, bias, n_group, kept, mode, group_mode, renormalize, sc
         weights[t, j] *= np.float32(scale)
 
 
-@kernel
 def choose(team, me, crew, logits, bias, n_group, kept, mode, group_mode, renormalize, scale, weights, ids):
     """weights [T, k] and ids [T, k] of every token."""
     for t in range(me, logits.shape[0], crew):

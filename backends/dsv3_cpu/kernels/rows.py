@@ -15,8 +15,9 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from dsv3_cpu.compile import inner, overloads
-from dsv3_cpu.kernels.lanes import FORMATS, GROUP, LANES
+from dsv3_cpu.kernels.lanes import FORMATS, GROUP
 from dsv3_cpu.kernels.numbers import bits_of, float_of, power_of, widen
+from dsv3_cpu.processor import LANES
 
 _LIFT = 100  # FP8 decodes to 2^-120 of its value: x is scaled to about 2^100 so that products stay normal numbers
 

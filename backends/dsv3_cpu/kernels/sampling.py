@@ -5,11 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from dsv3_cpu.compile import strict
+from dsv3_cpu.constants import CHUNK
 from dsv3_cpu.kernels.atoms import wait_for_all
 from dsv3_cpu.kernels.numbers import widen
-from dsv3_cpu.programs import kernel
-
-CHUNK = 4096  # tokens that one thread takes at a time
 
 _LOW = np.uint64(0xFFFFFFFF)
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -39,7 +37,6 @@ def score(logit, token, position, seed, temperature):
     return np.float64(logit) / temperature - np.log(-np.log(u))
 
 
-@kernel
 def sample(team, me, crew, logits, seeds, positions, temperatures, values, places, ids):
     """ids [S] of the largest scores, the lowest of equals; the last where a score is NaN.
 

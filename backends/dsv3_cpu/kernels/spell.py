@@ -12,10 +12,10 @@ from numba.extending import intrinsic
 
 from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.kernels.atoms import take
-from dsv3_cpu.kernels.lanes import F32, GROUP, I8, I16, I32, I64, LANES, constant, read, splat, vector
+from dsv3_cpu.kernels.lanes import F32, GROUP, I8, I16, I32, I64, constant, read, splat, vector
 from dsv3_cpu.kernels.numbers import fp8, put, widen
 from dsv3_cpu.kernels.rows import kind
-from dsv3_cpu.programs import kernel
+from dsv3_cpu.processor import LANES
 
 _ROWS = 8  # that a thread takes at a time
 
@@ -137,7 +137,6 @@ def spell_rows(w, s, e, first, out, start, stop):
         spell(w, s, e, first + i, out, i)
 
 
-@kernel
 def spelled(team, me, crew, w, s, e, first, out):
     """out[i] = row first + i of expert e as real numbers, float32 or bfloat16 [rows, K]."""
     p = take(team, 0)

@@ -105,8 +105,10 @@ def fused_experts(ops: Any, x: Tensor, weights: Tensor, ids: Tensor, w13: Prepar
     - permuting tokens permutes y
     """
     perm, offsets = ops.moe_permute(ids=ids, n_experts=w13.shape[0])
-    # perm // k as a table: torch's meta division would import its compiler, a second at start, where this is traced.
-    token = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)[:, None].expand(ids.shape).flatten()
+    # perm // k as a table: torch's meta division would import its compiler, a second at start, where this is traced; so would
+    # its meta arange.
+    token = torch.empty(ids.shape[0], dtype=torch.int32, device=ids.device)
+    token = (token if ids.is_meta else torch.arange(ids.shape[0], out=token))[:, None].expand(ids.shape).flatten()
     rows = x.index_select(0, token.index_select(0, perm.clone().relu_()))
     h = ops.grouped_linear(x=rows, w=w13, offsets=offsets)
     y = ops.grouped_linear(x=ops.silu_mul(x=h), w=w2, offsets=offsets)

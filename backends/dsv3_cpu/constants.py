@@ -1,0 +1,20 @@
+"""Numbers that kernels and their callers agree on, for callers who do not want what compiles kernels."""
+
+from __future__ import annotations
+
+# A team's memory is int64 words, eight to a cache line, so that no two words that different threads write share one.
+LINE = 8  # words
+GENERATION, PROGRAM, ARGUMENTS, ARRIVED, PASSED, DONE, FAILED = (n * LINE for n in range(7))
+STATUS = 7 * LINE  # of the first worker; RUNNING, PARKED or STOPPED
+MOST_WORKERS = 255
+COUNTERS = STATUS + (MOST_WORKERS + 1) * LINE
+PHASES = 12
+WORDS = COUNTERS + PHASES * LINE
+RUNNING, PARKED, STOPPED = 0, 1, 2
+
+# Of the router: how logits become scores, and how a group's score is made.
+SIGMOID, SOFTMAX = 0, 1
+TOP2_SUM, MAX = 0, 1
+
+HEADS = 8  # of a group in absorbed attention
+CHUNK = 4096  # tokens of the vocabulary that one thread takes at a time in sampling
