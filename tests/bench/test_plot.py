@@ -65,7 +65,7 @@ def test_colours_are_written_out_for_light_and_dark() -> None:
     light, _, dark = text.partition("@media")
     for name in classes:
         for style in (light, dark):
-            assert re.search(rf"\.{name}\b[^{{]*{{[^}}]*(fill|stroke): #", style), name
+            assert re.search(rf"\.{name}\b[^{{]*{{[^}}]*(fill|stroke): ?#", style), name
 
 
 def test_what_cannot_be_drawn_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,8 @@ def test_all_claimed_operators_pass():
 @pytest.mark.timeout(1800)
 def test_all_claimed_operators_pass_at_size_small():
     report = _passes("L1", "small")
-    never = [note for note in report.info["notes"] if "cpu." in note]
-    assert not never, "every kernel has met a case"
+    never = [note for note in report.info["notes"] if "cpu." in note and "needs feature" not in note]
+    assert not never, "every kernel that this processor has the instructions for has met a case"
 
 
 @pytest.mark.slow

@@ -8,8 +8,8 @@ import xml.etree.ElementTree as ET
 import pytest
 
 import dsv3
+from dsv3.drawing.axes import Axis, power_text, short, tick_text, ticks
 from dsv3.eval import Evaluation, Text, evaluate, svg
-from dsv3.eval.axes import Axis, power_text, short, tick_text, ticks
 
 _NS = "{http://www.w3.org/2000/svg}"
 

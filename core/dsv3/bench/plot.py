@@ -10,39 +10,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dsv3.bench.results import Point, Result
+from dsv3.drawing.axes import Axis, curve, escaped, line, power_text, short, text
+from dsv3.drawing.page import light_only, page, stylesheet
 from dsv3.errors import UsageError
-from dsv3.eval.axes import Axis, curve, escaped, line, power_text, short, text
 
 WIDTH, HEIGHT = 760, 560
 _LEFT, _RIGHT, _TOP, _BOTTOM = 76.0, 724.0, 96.0, 480.0
 _LABELS = 14  # dots with a name beside them; the others say it on hovering
-_LIGHT = {"bg": "#ffffff", "text": "#1c2128", "soft": "#57606a", "grid": "#e1e6eb", "work": "#0b5cad", "op": "#b45309"}
-_DARK = {"bg": "#0f1216", "text": "#e4e8ec", "soft": "#9aa5b1", "grid": "#2a3139", "work": "#79b8ff", "op": "#e0a458"}
-
-
-def _colours(c: dict[str, str]) -> str:
-    """Written out, because many viewers of SVG know no variables."""
-    return f"""
-.bg {{ fill: {c["bg"]} }}
-.title, .head, .strong {{ fill: {c["text"]} }}
-.soft {{ fill: {c["soft"]} }}
-.grid {{ stroke: {c["grid"]} }}
-.roof {{ stroke: {c["text"]} }}
-.lead {{ stroke: {c["soft"]} }}
-.workload {{ fill: {c["work"]}; stroke: {c["bg"]} }}
-.operator {{ fill: {c["op"]}; stroke: {c["bg"]} }}
-"""
-
-
-_STYLE = f"""
-svg {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; font-size: 11px }}
-.title {{ font-size: 16px; font-weight: 600 }}
-.head {{ font-size: 12px; font-weight: 600 }}
-.grid, .roof, .lead {{ fill: none; stroke-width: 1 }}
-.roof {{ stroke-width: 2; stroke-linejoin: round }}
-.lead {{ stroke-width: .6 }}
-{_colours(_LIGHT)}@media (prefers-color-scheme: dark) {{{_colours(_DARK)}}}
-"""
+_STYLE = stylesheet(
+    """
+svg { font-size: 11px }
+.head { font-size: 12px }
+.grid, .roof, .lead { fill: none; stroke-width: 1 }
+.roof { stroke-width: 2; stroke-linejoin: round }
+.lead { stroke-width: .6 }
+""",
+    ".roof{stroke:text} .lead{stroke:soft} .workload{fill:first;stroke:bg} .operator{fill:second;stroke:bg}",
+)
 
 
 def check_plot(path: Path) -> None:
@@ -63,8 +47,7 @@ def write_plot(result: Result, path: Path) -> None:
     if path.suffix.lower() == ".png":
         import cairosvg
 
-        light = drawn.partition("@media")[0] + "</style>" + drawn.partition("</style>")[2]  # PNG has one background
-        cairosvg.svg2png(bytestring=light.encode(), write_to=str(part), scale=2)
+        cairosvg.svg2png(bytestring=light_only(drawn).encode(), write_to=str(part), scale=2)
     else:
         part.write_text(drawn, encoding="utf-8")
     os.replace(part, path)
@@ -75,12 +58,7 @@ def svg(result: Result) -> str:
     gb_s, gflop_s = result.best.read_gb_s, result.best.gflop_s
     x, y = _axes(result.points, gb_s, gflop_s)
     parts = [*_header(result), *_grid(x, y), *_roof(x, y, gb_s, gflop_s), *_dots(result.points, x, y)]
-    label = escaped(f"dsv3 bench {result.what}: roofline")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'role="img" aria-label="{label}"><style>{_STYLE}</style>'
-        f'<rect class="bg" width="{WIDTH}" height="{HEIGHT}" rx="10"/>\n' + "\n".join(parts) + "\n</svg>\n"
-    )
+    return page(WIDTH, HEIGHT, f"dsv3 bench {result.what}: roofline", _STYLE, parts)
 
 
 def _axes(points: Sequence[Point], gb_s: float, gflop_s: float) -> tuple[Axis, Axis]:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from dsv3.eval.axes import Axis, bar, curve, escaped, line, power_text, short, text, tick_text, ticks
+from dsv3.drawing.axes import Axis, bar, curve, line, power_text, short, text, tick_text, ticks
+from dsv3.drawing.page import page, stylesheet
 from dsv3.eval.results import Difference, Evaluation, FileRow
 
 WIDTH = 760
@@ -15,36 +16,17 @@ _NAMES, _BARS_END = 196.0, 560.0  # of the panel of files: names end, bars end
 _FILES = 40  # shown; a longer picture is none
 _PLOT = 64.0  # where the area of the other panels begins
 _TALL = 170.0
-_LIGHT = {"bg": "#fff", "text": "#1c2128", "soft": "#57606a", "grid": "#e1e6eb", "this": "#0b5cad", "other": "#d9822b"}
-_DARK = {"bg": "#0f1216", "text": "#e4e8ec", "soft": "#9aa5b1", "grid": "#2a3139", "this": "#79b8ff", "other": "#d29540"}
-
-
-def _colours(c: dict[str, str]) -> str:
-    """Written out, because many viewers of SVG know no variables."""
-    return f"""
-.bg {{ fill: {c["bg"]} }}
-.title, .head, .strong {{ fill: {c["text"]} }}
-.soft {{ fill: {c["soft"]} }}
-.grid {{ stroke: {c["grid"]} }}
-.mark {{ stroke: {c["soft"]} }}
-.this {{ fill: {c["this"]} }}
-.other {{ fill: {c["other"]} }}
-.this-line {{ stroke: {c["this"]} }}
-.other-line {{ stroke: {c["other"]} }}
-"""
-
-
-# Fonts that are there already: a viewer would have to fetch others.
-_STYLE = f"""
-svg {{ font-family: system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; font-size: 12px }}
-.title {{ font-size: 16px; font-weight: 600 }}
-.head {{ font-size: 13px; font-weight: 600 }}
-.grid, .mark, .this-line, .other-line {{ fill: none; stroke-linejoin: round }}
-.mark {{ stroke-dasharray: 3 3 }}
-.this-line {{ stroke-width: 1.8 }}
-.other-line {{ stroke-width: 5; stroke-opacity: .55 }}
-{_colours(_LIGHT)}@media (prefers-color-scheme: dark) {{{_colours(_DARK)}}}
-"""
+_STYLE = stylesheet(
+    """
+svg { font-size: 12px }
+.head { font-size: 13px }
+.grid, .mark, .this-line, .other-line { fill: none; stroke-linejoin: round }
+.mark { stroke-dasharray: 3 3 }
+.this-line { stroke-width: 1.8 }
+.other-line { stroke-width: 5; stroke-opacity: .55 }
+""",
+    ".mark{stroke:soft} .this{fill:first} .other{fill:second} .this-line{stroke:first} .other-line{stroke:second}",
+)
 
 
 def svg(found: Evaluation) -> str:
@@ -56,13 +38,7 @@ def svg(found: Evaluation) -> str:
     for height, elements in panels:
         parts.append(f'<g transform="translate(0 {y:.0f})">{"".join(elements)}</g>')
         y += height
-    height = y + 12
-    label = escaped(f"dsv3 eval: {_title(found)}")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" width="{WIDTH}" height="{height:.0f}" '
-        f'role="img" aria-label="{label}"><style>{_STYLE}</style>'
-        f'<rect class="bg" width="{WIDTH}" height="{height:.0f}" rx="10"/>\n' + "\n".join(parts) + "\n</svg>\n"
-    )
+    return page(WIDTH, y + 12, f"dsv3 eval: {_title(found)}", _STYLE, parts)
 
 
 _Panel = tuple[float, list[str]]
