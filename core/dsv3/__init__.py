@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dsv3.dispatch.choose import probe
     from dsv3.dispatch.placement import Placement
     from dsv3.engine.model import Model
-    from dsv3.engine.sequence import Generation
+    from dsv3.engine.request import Generation
     from dsv3.loading import load
 
 __version__ = "0.1.0"
@@ -25,7 +25,7 @@ _LAZY = {
     "load": "dsv3.loading",
     "probe": "dsv3.dispatch.choose",
     "Model": "dsv3.engine.model",
-    "Generation": "dsv3.engine.sequence",
+    "Generation": "dsv3.engine.request",
     "Placement": "dsv3.dispatch.placement",
 }
 

@@ -89,12 +89,11 @@ def test_speculation_stops_at_the_limit(demo: dsv3.Model, limit: int) -> None:
     assert found.ids == wanted.ids and len(found.ids) == limit and found.finish_reason == "length"
 
 
-def test_long_batches_are_cut_into_steps(demo: dsv3.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_batches_are_cut_into_steps(demo: dsv3.Model) -> None:
     """More sequences than a batch holds, and prompts longer than a prefill step, mixed."""
-    monkeypatch.setattr("dsv3.engine.generate.MAX_BATCH", 3)
     prompts = ["Once upon a time", "The king", "A", "One day a girl", "The sun was", "Lily"]
     wanted = [demo.generate(p, max_new_tokens=6).ids for p in prompts]
-    monkeypatch.setattr("dsv3.engine.generate.PREFILL_TOKENS", 4)
+    demo.serve_with(most=3, budget=4)
     for draft in (None, "mtp"):
         assert [g.ids for g in demo.generate(prompts, max_new_tokens=6, draft=draft)] == wanted
 

@@ -116,7 +116,7 @@ def test_a_device_error_that_is_reported_late_is_one_too(install: Install, monke
     def full(*arguments: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("dsv3.engine.model._nucleus", full)
+    monkeypatch.setattr("dsv3.engine.sample._truncated", full)
     with pytest.raises(KernelFailed, match=r"^OutOfMemoryError: CUDA out of memory \(outside a kernel") as caught:
         model.generate(IDS, max_new_tokens=2, temperature=1.0, top_p=0.5)
     assert "acme.fast" in caught.value.selection["kernels"]

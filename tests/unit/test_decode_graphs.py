@@ -331,9 +331,17 @@ def test_a_backend_without_graphs_is_noted_only_for_who_asked(eager: Any) -> Non
     assert not [n for n in eager.placement().notes if "graph" in n]
 
 
-def test_a_cache_is_kept_only_for_its_graphs(eager: Any) -> None:
-    eager.generate(PROMPTS[0], max_new_tokens=2)
-    assert eager._kept is None
-    cache = BatchCache(eager.config, 1, CacheSpec(64, "float32"), torch.float32, torch.device("cpu"), [100, 10])
-    assert cache.total == 3 and cache.assign([64, 64, 1]) and cache.pages == [[0], [1], [2]]
-    assert not cache.assign([65, 64, 1])
+def test_a_cache_that_grows_keeps_what_it_holds_and_forgets_its_graphs(eager: Any) -> None:
+    for kv in ("float32", "fp8"):
+        cache = BatchCache(eager.config, 1, CacheSpec(64, kv), torch.float32, torch.device("cpu"), [100, 10])
+        assert cache.total == 3 and cache.pages == {0: [0, 1], 1: [2]}
+        before = cache.layers[0]
+        for plane in (before.ckv, before.kpe, before.scale):
+            if plane is not None:
+                plane.view(torch.uint8).copy_(torch.randint(0, 255, plane.view(torch.uint8).shape, dtype=torch.uint8))
+        cache.captured[Size(1, 1, 256)] = object()
+        cache.grow(7)
+        assert cache.total == 7 and not cache.captured
+        for name in ("ckv", "kpe", "scale"):
+            old, new = getattr(before, name), getattr(cache.layers[0], name)
+            assert old is None or (new.shape[0] == 7 and torch.equal(new[:3].view(torch.uint8), old.view(torch.uint8)))

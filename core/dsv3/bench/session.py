@@ -9,10 +9,9 @@ import torch
 from dsv3.bench.cost import Cost, step_cost
 from dsv3.bench.routed import routed, seen_by_moe
 from dsv3.engine.cache import Run
-from dsv3.engine.generate import PREFILL_TOKENS
+from dsv3.engine.engine import PREFILL_TOKENS
 from dsv3.engine.model import Model
-from dsv3.engine.options import MAX_BATCH, check_options
-from dsv3.engine.sequence import Sequence
+from dsv3.engine.options import MAX_BATCH
 from dsv3.errors import UsageError
 
 
@@ -38,10 +37,9 @@ class Session:
             raise UsageError(f"a context of {context} and {tokens} more are over the {limit} positions of this model")
         if batch > MAX_BATCH:
             raise UsageError(f"a batch of {batch}; this engine decodes at most {MAX_BATCH} sequences together")
-        sampling = check_options(max_new_tokens=tokens, temperature=0.0, ignore_eos=True)
         prompts = prompts or [random_ids(model.config.vocab_size, context, seed) for seed in range(batch)]
         self.model, self.context, self.eager = model, context, eager
-        self.owners = [Sequence(p, sampling, 0, tokens, frozenset(), None, row) for row, p in enumerate(prompts)]
+        self.prompts = prompts
         self.cache = model.new_cache([context + tokens + 1] * batch)
         self.first: list[int] = []
         self.decoded: list[list[int]] = []
@@ -50,16 +48,16 @@ class Session:
         """Seconds from the prompts to every sequence's first token."""
         start, self.first = time.perf_counter(), []
         per_step = max(1, PREFILL_TOKENS // self.context)
-        for at in range(0, len(self.owners), per_step):
-            group, done = self.owners[at : at + per_step], 0
+        for at in range(0, len(self.prompts), per_step):
+            group, done = list(enumerate(self.prompts))[at : at + per_step], 0
             while done < self.context:
                 take = min(PREFILL_TOKENS, self.context - done)
-                runs = [Run(s.row, s.prompt[done : done + take], done) for s in group]
+                runs = [Run(row, prompt[done : done + take], done) for row, prompt in group]
                 hidden, _ = self.model.forward(self.cache, runs, False)
                 done += take
             ends = torch.arange(1, len(group) + 1, device=hidden.device) * take - 1
             logits = self.model.head(hidden[ends])
-            self.first += self.model.sample(logits, group, [self.context] * len(group))
+            self.first += self._greedy(logits, self.context)
         return time.perf_counter() - start
 
     def decode(self, steps: int) -> list[float]:
@@ -84,10 +82,15 @@ class Session:
             hidden, _, logits = self.model.decode(self.cache, runs)
         if logits is None:
             logits = self.model.head(hidden)
-        return self.model.sample(logits, self.owners, [at + 1] * len(self.owners))
+        return self._greedy(logits, at + 1)
+
+    def _greedy(self, logits: torch.Tensor, position: int) -> list[int]:
+        rows = logits.shape[0]
+        ids: list[int] = self.model.draw(logits, [0] * rows, [position] * rows, [0.0] * rows).tolist()
+        return ids
 
     def _runs(self, last: list[int], at: int) -> list[Run]:
-        return [Run(s.row, [token], at) for s, token in zip(self.owners, last, strict=True)]
+        return [Run(row, [token], at) for row, token in enumerate(last)]
 
     def distinct(self, n: int = 0) -> list[int]:
         """Different experts that the n-th decode step visits in each MoE layer, by the router's reference on what the layer is
@@ -98,12 +101,12 @@ class Session:
 
     def cost(self, n: int = 0) -> Cost:
         """Of the n-th decode step, with the experts that the first one visits."""
-        lengths = [self.context + n + 1] * len(self.owners)
-        queries = [1] * len(self.owners)
+        lengths = [self.context + n + 1] * len(self.prompts)
+        queries = [1] * len(self.prompts)
         distinct = self.distinct()
         return step_cost(self.model.config, self.model.graph.w, self.cache.layers, queries, lengths, True, distinct)
 
     def prefill_cost(self) -> Cost:
         """Of the prompts, as if they were one step."""
-        lengths = [self.context] * len(self.owners)
+        lengths = [self.context] * len(self.prompts)
         return step_cost(self.model.config, self.model.graph.w, self.cache.layers, lengths, lengths, False)

@@ -18,7 +18,7 @@ from dsv3.errors import Dsv3Error, UsageError
 
 if TYPE_CHECKING:
     from dsv3.engine.model import Model
-    from dsv3.engine.sequence import Generation
+    from dsv3.engine.request import Generation
 
 _CONVERSATION = 4096  # tokens that a conversation is expected to have
 _SAMPLING = ("max_new_tokens", "temperature", "top_p", "seed", "draft")

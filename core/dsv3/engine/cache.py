@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -31,11 +32,13 @@ def allocate_planes(c: ModelConfig, pages: int, spec: CacheSpec, dtype: torch.dt
 
 @dataclass(frozen=True)
 class Run:
-    """Some tokens of one sequence: its row in the batch, the tokens, and the position of the first."""
+    """Some tokens of one sequence: its row in the batch, the tokens, and the position of the first. unwritten: how many of the
+    first are in the cache already, and not written again."""
 
     row: int
     ids: Sequence[int]
     position: int
+    unwritten: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,33 +54,31 @@ class Indices:
     cu_k: list[int]
 
 
-class BatchCache:
-    """Pages for a fixed batch: every sequence gets as many as its longest length needs. captured: decode steps over these very
-    planes that can be replayed, see `dsv3.engine.graphs`."""
+class PagedCache:
+    """Latent planes of all layers, in pages, and who has which: `pages` by a sequence's row. captured: decode steps over these
+    very planes that can be replayed, see `dsv3.engine.graphs`."""
 
     def __init__(
-        self, c: ModelConfig, layers: int, spec: CacheSpec, dtype: torch.dtype, device: torch.device, lengths: Sequence[int]
+        self, c: ModelConfig, layers: int, spec: CacheSpec, dtype: torch.dtype, device: torch.device, total: int
     ) -> None:
-        self.page_size, self.device = spec.page_size, device
-        self.pages: list[list[int]] = []
-        self.total = sum(self._counts(lengths))
-        self.assign(lengths)
-        self.layers = [allocate_planes(c, self.total, spec, dtype, device) for _ in range(layers)]
+        self.page_size, self.device, self.total = spec.page_size, device, total
+        self.pages: dict[int, list[int]] = {}
+        self._make = functools.partial(allocate_planes, c, spec=spec, dtype=dtype, device=device)
+        self.layers = [self._make(total) for _ in range(layers)]
         self.captured: dict[Any, Any] = {}
 
-    def _counts(self, lengths: Sequence[int]) -> list[int]:
-        return [max(1, -(-n // self.page_size)) for n in lengths]
-
-    def assign(self, lengths: Sequence[int]) -> bool:
-        """Hand the pages to another batch; False if there are not enough. What they held stays: it is never read."""
-        counts, first = self._counts(lengths), 0
-        if sum(counts) > self.total:
-            return False
-        self.pages = []
-        for count in counts:
-            self.pages.append(list(range(first, first + count)))
-            first += count
-        return True
+    def grow(self, total: int) -> None:
+        """More pages; what the first ones hold stays."""
+        self.captured.clear()  # they hold for the planes that they were captured over
+        for n, old in enumerate(self.layers):
+            new = self._make(total)
+            for name in ("ckv", "kpe", "scale"):
+                before, after = getattr(old, name), getattr(new, name)
+                if before is not None:
+                    # As bytes: not every device copies FP8.
+                    after.view(torch.uint8)[: self.total].copy_(before.view(torch.uint8))
+            self.layers[n] = new
+        self.total = total
 
     def indices(self, runs: Sequence[Run], start: int = 0) -> Indices:
         """Where the tokens of a step over these runs go, and what they see."""
@@ -89,7 +90,8 @@ class BatchCache:
             pages, stop = self.pages[run.row], run.position + len(run.ids)
             ids += run.ids
             positions += range(run.position, stop)
-            slots += [pages[p // size] * size + p % size for p in range(run.position, stop)]
+            first = run.position + run.unwritten
+            slots += [-1] * (first - run.position) + [pages[p // size] * size + p % size for p in range(first, stop)]
             lengths.append(stop)
             cu_q.append(cu_q[-1] + len(run.ids))
             cu_k.append(cu_k[-1] + max(stop - start, 0))
@@ -100,8 +102,9 @@ class BatchCache:
     def step(self, runs: Sequence[Run], bucket: Callable[[int], int], absorbed: bool, start: int = 0) -> Step:
         """The metadata of one step over these runs, in order. bucket: which bound kernels a number of rows takes."""
         found = self.indices(runs, start)
+        tensors: dict[str, Any] = {f.name: self._index(getattr(found, f.name)) for f in fields(Indices)}
         return Step(
-            **{f.name: self._index(getattr(found, f.name)) for f in fields(Indices)},
+            **tensors,
             max_q=max(len(r.ids) for r in runs),
             max_k=max(max(n - start, 0) for n in found.seq_lens),
             total_k=found.cu_k[-1],
@@ -111,8 +114,30 @@ class BatchCache:
             start=start,
         )
 
+    def mixed(self, few: Sequence[Run], many: Sequence[Run], bucket: Callable[[int], int], start: int = 0) -> Step:
+        """A step over runs that attend over the cache as it is, and after them runs that attend over expanded keys."""
+        parts = tuple(self.step(runs, bucket, absorbed, start) for runs, absorbed in ((few, True), (many, False)) if runs)
+        if len(parts) == 1:
+            return parts[0]
+        ids = torch.cat([part.ids for part in parts])
+        return replace(parts[0], ids=ids, bucket=bucket(ids.shape[0]), parts=parts)
+
     def _index(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=self.device)
+
+
+class BatchCache(PagedCache):
+    """Pages for a fixed batch: every sequence gets as many as its longest length needs."""
+
+    def __init__(
+        self, c: ModelConfig, layers: int, spec: CacheSpec, dtype: torch.dtype, device: torch.device, lengths: Sequence[int]
+    ) -> None:
+        counts = [max(1, -(-n // spec.page_size)) for n in lengths]
+        super().__init__(c, layers, spec, dtype, device, sum(counts))
+        first = 0
+        for row, count in enumerate(counts):
+            self.pages[row] = list(range(first, first + count))
+            first += count
 
 
 def meta_step(tokens: int, absorbed: bool, start: int = 0) -> Step:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dsv3.dispatch.guard import root_cause
 from dsv3.dispatch.select import span_text
-from dsv3.engine.cache import BatchCache, Indices, Run
+from dsv3.engine.cache import Indices, PagedCache, Run
 from dsv3.errors import KernelFailed
 from dsv3.graph.step import Step
 from dsv3.graph.transformer import Transformer
@@ -184,7 +184,7 @@ class DecodeGraphs:
             self._note(reason)
         return False
 
-    def run(self, cache: BatchCache, runs: Many[Run]) -> Decoded | None:
+    def run(self, cache: PagedCache, runs: Many[Run]) -> Decoded | None:
         """The step by replay; None where it has to run eagerly."""
         captured = self.captured(cache, size_of(runs))
         if captured is None:
@@ -195,7 +195,7 @@ class DecodeGraphs:
         hidden, for_mtp, logits = captured.out[0]
         return Decoded(hidden[:tokens], for_mtp[:tokens], logits[:tokens])
 
-    def captured(self, cache: BatchCache, size: Size) -> _Captured | None:
+    def captured(self, cache: PagedCache, size: Size) -> _Captured | None:
         """The graph of this size over the cache, captured now if it was not before; None where there is none."""
         if not self.offered() or self._placement.binding.bucket(size.rows) in self._refused:
             return None
@@ -212,7 +212,7 @@ class DecodeGraphs:
         found: _Captured = cache.captured[size]
         return found
 
-    def _capture(self, cache: BatchCache, size: Size) -> _Captured | None:
+    def _capture(self, cache: PagedCache, size: Size) -> _Captured | None:
         """The step is run before: kernels compile, and one that fails is replaced. No token has a slot: nothing is written."""
         if self._refuses(size.rows):
             return None

@@ -9,9 +9,11 @@ import torch
 
 from dsv3.checkpoint.progress import steps_progress
 from dsv3.dispatch.select import span_text
-from dsv3.engine.cache import BatchCache, Run
-from dsv3.engine.generate import PREFILL_TOKENS
+from dsv3.engine.cache import PagedCache, Run
+from dsv3.engine.engine import PREFILL_TOKENS
 from dsv3.engine.graphs import MIN_KEYS, Size, power
+
+SPARE = 3  # slots that a request has behind its last token, with one draft at a time
 
 if TYPE_CHECKING:
     from dsv3.engine.model import Model
@@ -34,11 +36,11 @@ def warm_up(model: Model, batch: int, tokens: int, draft: bool, progress: bool |
             run()
         if not sizes:
             return
-        cache = model.lease_cache([tokens + 1] * batch)  # one more, as a generation has for a draft
+        engine = model.engine
+        engine.reserve([tokens + SPARE] * batch)
         for size in sizes:
             advance(f"graph of {size.batch} sequences, {size.queries} tokens each, up to {size.max_k} cached")
-            model.capture(cache, size)
-        model.give_back(cache)
+            model.capture(engine.cache, size)
 
 
 def _sizes(batch: int, queries: int, tokens: int) -> list[Size]:
@@ -90,5 +92,5 @@ def _decodes(model: Model, batch: int, queries: int, draft: bool) -> list[_Work]
     return found
 
 
-def _draft(model: Model, cache: BatchCache, runs: list[Run], states: torch.Tensor) -> None:
+def _draft(model: Model, cache: PagedCache, runs: list[Run], states: torch.Tensor) -> None:
     model.mtp_forward(cache, [Run(run.row, run.ids, run.position + 1) for run in runs], states, True)

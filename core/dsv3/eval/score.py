@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsv3.engine.cache import Run
-from dsv3.engine.generate import PREFILL_TOKENS
+from dsv3.engine.engine import PREFILL_TOKENS
 from dsv3.errors import Dsv3Error
 from dsv3.eval.stream import Windows
 

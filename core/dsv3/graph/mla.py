@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dsv3.graph.config import ModelConfig
@@ -37,8 +38,15 @@ class Attention:
         self.o = sites("quant_linear", f"{where}.o_proj")
 
     def __call__(self, x: Tensor, step: Step, cache: LatentCache, cos_sin: Tensor) -> Tensor:
-        o = (self._absorbed if step.absorbed else self._naive)(x, step, cache, cos_sin)
+        if step.parts:
+            rows = x.split([part.ids.shape[0] for part in step.parts])
+            o = torch.cat([self._attend(r, part, cache, cos_sin) for r, part in zip(rows, step.parts, strict=True)])
+        else:
+            o = self._attend(x, step, cache, cos_sin)
         return self.o[step.bucket](x=o.flatten(1), w=self.w.o)
+
+    def _attend(self, x: Tensor, step: Step, cache: LatentCache, cos_sin: Tensor) -> Tensor:
+        return (self._absorbed if step.absorbed else self._naive)(x, step, cache, cos_sin)
 
     def _naive(self, x: Tensor, step: Step, cache: LatentCache, cos_sin: Tensor) -> Tensor:
         b, w, rank = step.bucket, self.w, self.w.w_uk.shape[2]

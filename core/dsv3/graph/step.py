@@ -15,7 +15,8 @@ class Step:
     counting the `start` empty slots before the first; cu_q [S+1] bounds of the sequences in the batch; cu_k [S+1]
     bounds of their cached rows; max_q, max_k, total_k; bucket: which of the bound kernels to use; bucket_k: which for
     what has a row per cached key; absorbed: attend over the latent cache itself (few queries) instead of expanded keys
-    and values (many).
+    and values (many). parts: where a step has both kinds, a step for the first rows and one for the rest, by which attention
+    goes; of the step itself, ids and bucket are then all that is used.
     """
 
     ids: Tensor
@@ -32,3 +33,4 @@ class Step:
     bucket_k: int
     absorbed: bool
     start: int = 0
+    parts: tuple[Step, ...] = ()
