@@ -51,10 +51,9 @@ def _products() -> list[Kernel]:
         found += _by_rows("quant_linear", "linear:quant_linear", scheme, needs)
         found += _by_rows("fused_experts", "experts:fused_experts", scheme, needs)
         found += _dense("grouped_linear", scheme, "experts:grouped_linear", "M", needs)
-        if scheme != "int8-w8a8":
-            found.append(_prolog(scheme))
-            found.append(_kernel("moe", f"{scheme}-few", "experts:moe_few", *needs, AtMost("T", _MANY - 1), **_ON_HOST,
-                                 configs="cpu_moe"))  # fmt: skip
+        found.append(_prolog(scheme))
+        found.append(_kernel("moe", f"{scheme}-few", "experts:moe_few", *needs, AtMost("T", _MANY - 1), **_ON_HOST,
+                             configs="cpu_moe"))  # fmt: skip
     return found
 
 
@@ -70,10 +69,11 @@ _ON_HOST: dict[str, Any] = {"graph_safe": False}
 
 def _by_rows(op: str, target: str, scheme: str, needs: list[Any]) -> list[Kernel]:
     """Few rows by weights decoded in registers, where a row's bits do not depend on others; many by torch's products."""
-    if scheme == "int8-w8a8" and op == "fused_experts":  # one rounding of its inputs; the parts do the same
-        return []
-    configs = None if scheme == "int8-w8a8" else f"cpu_{op}"
-    few = _kernel(op, f"{scheme}-few", f"{target}_few", *needs, AtMost("T", _MANY - 1), batch_invariant=True, configs=configs)
+    few = _kernel(
+        op, f"{scheme}-few", f"{target}_few", *needs, AtMost("T", _MANY - 1), batch_invariant=True, configs=f"cpu_{op}"
+    )
+    if scheme == "int8-w8a8" and op == "fused_experts":  # of many rows the parts do the same
+        return [few]
     return [few, *_dense(op, f"{scheme}", f"{target}_many", "T", needs)]
 
 

@@ -87,7 +87,7 @@ def fused_experts_few(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2
     space = layer.space(x.shape[0], ids.shape[1])
     y = torch.empty_like(x)
     routed = (array(weights.to(torch.float32)), array(ids.to(torch.int32)), _NOWHERE)
-    layer.run(_fused, space, x, words_of(*routed), y, (), "", config.get("tile"))
+    layer.run(_fused, space, x, words_of(*routed), y, (), "", config.get("tile"), w13.quant == "int8-w8a8")
     return y
 
 
@@ -121,7 +121,8 @@ def moe_few(
         GROUP_SCORES[group_score], int(renormalize), float_word(float(scale)),
     )  # fmt: skip
     routed = (*routing.words, *(local or _NOWHERE_WORDS))
-    layer.run(_layer_kernel, space, x, routed, y, more, f",{router.signature},f4:1,f4:2,f4:2,i,i,i,i,i,f", config.get("tile"))
+    signature, snapped = f",{router.signature},f4:1,f4:2,f4:2,i,i,i,i,i,f", w13.quant == "int8-w8a8"
+    layer.run(_layer_kernel, space, x, routed, y, more, signature, config.get("tile"), snapped)
     return y
 
 
@@ -196,16 +197,17 @@ class _Layer:
         more: tuple[int, ...],
         signature: str,
         tile: int | None,
+        snapped: bool,
     ) -> None:
         """kernel over x [T, H] into y; routed: the words of weights, ids and the expert map; more: of what comes after y."""
         pairs, scratch = space.words[:5], space.words[5:]
         size = (x.data_ptr(), *x.shape)
         tile = tile or _tile(self.w13.rows // 2, self.w2.rows)
-        words = (*self.words, tile, *pairs, *size, *routed, *scratch, y.data_ptr(), *y.shape, *more)
+        words = (*self.words, tile, int(snapped), *pairs, *size, *routed, *scratch, y.data_ptr(), *y.shape, *more)
         program = self.programs.get((signature, x.dtype))
         if program is None:
             code = _CODES[x.dtype]
-            known = f"{self.signature},i,i8:2,f4:1,{code}:2,f4:2,i4:2,i4:1,f4:2,f4:2,f4:2,f4:2,{code}:2{signature}"
+            known = f"{self.signature},i,i,i8:2,f4:1,{code}:2,f4:2,i4:2,i4:1,f4:2,f4:2,f4:2,f4:2,{code}:2{signature}"
             program = self.programs[signature, x.dtype] = kernel.program(known)
         run(program, self.w13.expert_bytes * min(self.w13.experts, routed[1] * routed[2]), words)
 

@@ -32,10 +32,17 @@ _grouped, _spelled, _heads = Kernel("product.grouped"), Kernel("spell.spelled"),
 
 
 def few_into(
-    y: Tensor, x: Tensor, w: Weight, experts: Array = FIRST, offsets: Array | None = None, tile: int | None = None
+    y: Tensor,
+    x: Tensor,
+    w: Weight,
+    experts: Array = FIRST,
+    offsets: Array | None = None,
+    tile: int | None = None,
+    snapped: bool = False,
 ) -> None:
     """Rows offsets[j] to offsets[j + 1] of y [M, N]: those of x [M, K] by expert experts[j]; both float32 or both bfloat16,
-    contiguous. Without offsets: all rows by the first. tile: rows of a weight that a thread takes at a time.
+    contiguous. Without offsets: all rows by the first. tile: rows of a weight that a thread takes at a time. snapped: x as its
+    INT8 codes have it.
 
     Other rows of y are not written. Work: every expert's weights once, and again for every four more rows.
     """
@@ -47,7 +54,7 @@ def few_into(
     padded = -(-width // w.step) * w.step + w.peaks
     words = (
         *w.words, *which, x.data_ptr(), rows, width, scratch_address(rows * padded), rows, padded, tile or _tile(w.rows * used),
-        y.data_ptr(), rows, w.rows,
+        int(snapped), y.data_ptr(), rows, w.rows,
     )  # fmt: skip
     program = w.programs.get(x.dtype)
     if program is None:
@@ -55,7 +62,7 @@ def few_into(
     run(program, w.expert_bytes * max(used, rows // 4), words)
 
 
-_PRODUCT = {dtype: f"i8:1,i8:1,{code}:2,f4:2,i,{code}:2" for dtype, code in ((torch.float32, "f4"), (torch.bfloat16, "u2"))}
+_PRODUCT = {dtype: f"i8:1,i8:1,{code}:2,f4:2,i,i,{code}:2" for dtype, code in ((torch.float32, "f4"), (torch.bfloat16, "u2"))}
 
 
 def _tile(rows: int) -> int:
@@ -110,10 +117,7 @@ def quant_linear_few(x: Tensor, w: Prepared, config: Config = DEFAULT) -> Tensor
     """At most FEW rows. config: tile, see `few_into`."""
     x = dense(x)
     y = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype)
-    if w.quant == "int8-w8a8":
-        int8.rows_into(y, x, weight(w), FIRST, np.array([0, x.shape[0]]))
-    else:
-        few_into(y, x, weight(w), tile=config.get("tile"))
+    few_into(y, x, weight(w), tile=config.get("tile"), snapped=w.quant == "int8-w8a8")
     return y
 
 

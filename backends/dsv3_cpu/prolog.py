@@ -51,14 +51,14 @@ def mla_prolog(
     words = (
         *known.words, x.data_ptr(), *x.shape, *index_words(place), *kept_words(cos_sin), *index_words(to),
         cache.ckv.shape[1], *planes(cache), float_word(float(eps)),
-        config.get("tile") or known.tile(), *known.scratch(tokens), q_c.data_ptr(), *q_c.shape, q_pe.data_ptr(), *q_pe.shape,
+        config.get("tile") or known.tile(), int(known.snapped), *known.scratch(tokens), q_c.data_ptr(), *q_c.shape, q_pe.data_ptr(), *q_pe.shape,
     )  # fmt: skip
     key = (x.dtype, cache.ckv.dtype, cache.kpe.dtype)
     program = known.programs.get(key)
     if program is None:
         code, plane, keys = (CODES[dtype] for dtype in key)
         step = (
-            f"{code}:2,i4:1,f4:2,i4:1,i,{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i,f,i,f4:2,f4:2,f4:2,f4:2,f4:2,f4:2,{code}:3,{code}:3"
+            f"{code}:2,i4:1,f4:2,i4:1,i,{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i,f,i,i,f4:2,f4:2,f4:2,f4:2,f4:2,f4:2,{code}:3,{code}:3"
         )
         program = known.programs[key] = _prolog.program(f"{known.signature},{step}")
     run(program, known.bytes, words)
@@ -72,6 +72,7 @@ class _Weights:
         second = weights.get("q_b", weights.get("q"))
         self.q_b, self.kv_a = weight(_prepared(second)), weight(_prepared(weights["kv_a"]))
         low = weights.get("q_a")
+        self.snapped = _prepared(second).quant == "int8-w8a8"
         self.q_a = self.q_b.nothing() if low is None else weight(_prepared(low))
         uk, norm = _tensor(weights["w_uk"]), kept(_tensor(weights["kv_a_norm"]))
         q_norm = np.empty(0, norm.dtype) if low is None else kept(_tensor(weights["q_a_norm"]))

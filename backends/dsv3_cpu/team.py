@@ -49,6 +49,7 @@ class Team:
             threading.Thread(target=self._live, args=(n, bed), name=f"dsv3-cpu-{n + 1}", daemon=True).start()
 
     def _live(self, n: int, bed: threading.Lock) -> None:
+        _pin(n + 1)
         status = (self.address + 8 * (STATUS + n * LINE) - self.memory.ctypes.data) // 8
         seen, native = 0, _native()
         while True:
@@ -74,6 +75,14 @@ class Team:
         for n, bed in enumerate(self._beds):
             self.memory[(self.address - self.memory.ctypes.data) // 8 + STATUS + n * LINE] = STOPPED
             bed.release()
+
+
+def _pin(number: int) -> None:
+    """With DSV3_CPU_PIN set, thread `number` of a team stays on one processor: of those that the process may use, the one of that
+    place. The caller's own thread, number 0, is left where it is."""
+    if os.environ.get("DSV3_CPU_PIN") and hasattr(os, "sched_setaffinity"):
+        allowed = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(threading.get_native_id(), {allowed[number % len(allowed)]})
 
 
 class _Solo(threading.local):

@@ -16,7 +16,12 @@ from dsv3.errors import UsageError, nearest
 
 PREFIX = "DSV3_"
 # Read elsewhere or by the tests; not settings of a command.
-OTHER_VARIABLES = {"DSV3_CONFIG": "path of the TOML file", "DSV3_TEST_DATA": "folder of the tests' data"}
+OTHER_VARIABLES = {
+    "DSV3_CONFIG": "path of the TOML file",
+    "DSV3_TEST_DATA": "folder of the tests' data",
+    "DSV3_CPU_PIN": "1: the CPU backend's threads stay on one processor each",
+    "DSV3_API_KEYS": "keys of dsv3 serve, separated by commas",
+}
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
@@ -70,6 +75,20 @@ class Resolved:
 def environment() -> dict[str, str]:
     """A copy of the process's environment, for processes started with a changed one and for comparing before and after."""
     return dict(os.environ)
+
+
+def state_folder() -> Path:
+    """dsv3 in the user's folder of state: what programs remember from run to run."""
+    root = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    try:
+        return Path(root).expanduser() / "dsv3"
+    except RuntimeError as error:  # ~ of a user who does not exist
+        raise UsageError(f"the folder of state {root!r}: {error}; set XDG_STATE_HOME to a folder") from error
+
+
+def environment_keys() -> str | None:
+    """DSV3_API_KEYS: what a command line must not show."""
+    return os.environ.get("DSV3_API_KEYS")
 
 
 def config_path() -> Path:

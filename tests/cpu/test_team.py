@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -120,3 +121,17 @@ def test_a_forked_process_makes_its_own_team() -> None:
     _, status = os.waitpid(child, 0)
     torch.set_num_threads(before)
     assert os.waitstatus_to_exitcode(status) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="threads cannot be pinned here")
+def test_workers_stay_on_a_processor_each_where_asked_for() -> None:
+    code = (
+        "import os, threading, numpy as np, torch; torch.set_num_threads(2)\n"
+        "from dsv3_cpu import team; made = team.Team(2)\n"
+        "import time; time.sleep(0.3)\n"
+        "found = [os.sched_getaffinity(t.native_id) for t in threading.enumerate() if t.name.startswith('dsv3-cpu')]\n"
+        "print(found == [{sorted(os.sched_getaffinity(0))[1 % os.cpu_count()]}])"
+    )
+    environment = {**os.environ, "DSV3_CPU_PIN": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout.strip() == "True", done.stderr

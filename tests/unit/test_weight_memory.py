@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 from pathlib import Path
 
@@ -56,3 +57,16 @@ def test_arrays_stay_right_when_their_memory_is_given_back() -> None:
         before = array.copy()
         reader.release(item.entry)
         assert np.array_equal(array.view(np.uint8), before.view(np.uint8))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the call is Linux's")
+def test_pages_are_taken_from_memory_nodes_in_turn() -> None:
+    """On this machine's nodes, be it one: the system says of the mapping what was asked for."""
+    held = mmap.mmap(-1, 8 << 20, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    raw = np.frombuffer(held, np.uint8)
+    if not memory.interleave(raw.ctypes.data, raw.size, memory.memory_nodes()):
+        pytest.skip("this system does not let a process say where its memory comes from")
+    held[: 4 << 20] = bytes(4 << 20)
+    lines = Path("/proc/self/numa_maps").read_text().splitlines()
+    (mine,) = [line for line in lines if line.startswith(f"{raw.ctypes.data:08x} ") or line.startswith(f"{raw.ctypes.data:x} ")]
+    assert "interleave:" in mine and "anon=" in mine

@@ -9,7 +9,7 @@ from dsv3_cpu.kernels.atoms import take, wait_for_all
 from dsv3_cpu.kernels.numbers import put, sigmoid, widen
 from dsv3_cpu.kernels.product import scratch_for, sums_of
 from dsv3_cpu.kernels.routing import choose_row
-from dsv3_cpu.kernels.rows import arrange, coded, peaks_of, place
+from dsv3_cpu.kernels.rows import arrange, coded, eight, peaks_of, place, snap
 
 ROUTING, UP, DOWN = 0, 1, 2  # phases
 
@@ -72,12 +72,13 @@ def zero_ends(w2, s2, half, h):
 
 @inner
 def mixture(
-    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, experts, offsets, token, factor, used, x, xs, tile, h, hs, y
-):
+    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, experts, offsets, token, factor, used, x, xs, tile, snapped, h,
+    hs, y,
+):  # fmt: skip
     """Both products over all experts of the sorted pairs, and over the shared ones unless they are of no width.
 
     x, xs: tokens arranged for w13 and shared13; h [pairs, ..], hs [T, ..]: scratch; y [T, H] gets the sums. tile: outputs that
-    a thread takes at a time.
+    a thread takes at a time. snapped: INT8 activations, see `snap`.
     """
     tokens, most = y.shape[0], 1
     for j in range(used):
@@ -108,6 +109,13 @@ def mixture(
             for t in range(crew - 1 - me, tokens, crew):
                 peaks_of(shared2, t2, hs, t)
         wait_for_all(team, crew)
+    if eight(w2, s2) and snapped:
+        for r in range(me, offsets[used], crew):
+            snap(w2, s2, h, r, snapped)
+        if half_shared:
+            for t in range(crew - 1 - me, tokens, crew):
+                snap(shared2, t2, hs, t, snapped)
+        wait_for_all(team, crew)
     sums, pairs = scratch[3], np.arange(h.shape[0])
     total = np.empty((tokens, tile), np.float32)
     p = take(team, DOWN)
@@ -133,40 +141,42 @@ def mixture(
 
 
 def fused(
-    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, pairs, factor, x, weights, ids, local, arranged, shared,
+    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, snapped, pairs, factor, x, weights, ids, local, arranged, shared,
     h, hs, y,
 ):  # fmt: skip
     """Experts of tokens whose routing is known. pairs [3, T * k + 1] int64, factor [T * k]: scratch of the sort; the others as
     `mixture` has them."""
-    prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs)
+    prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs, snapped)
     if me == 0:
         pairs[2, pairs.shape[1] - 1] = sort_pairs(ids, weights, local, w13.shape[0], pairs[0], pairs[1], pairs[2], factor)
     wait_for_all(team, crew)
     used = pairs[2, pairs.shape[1] - 1]
     mixture(team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, pairs[0], pairs[1], pairs[2], factor, used, arranged,
-            shared, tile, h, hs, y)  # fmt: skip
+            shared, tile, snapped, h, hs, y)  # fmt: skip
 
 
 @inner
-def prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs):
+def prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs, snapped):
     """Tokens arranged for both weights, and scratch zero where nothing writes."""
     for t in range(me, x.shape[0], crew):
         arrange(w13, s13, x, t, arranged, t)
+        snap(w13, s13, arranged, t, snapped)
         if shared13.shape[1]:
             arrange(shared13, t13, x, t, shared, t)
+            snap(shared13, t13, shared, t, snapped)
     if me == crew - 1:
         zero_ends(w2, s2, w13.shape[1] // 2, h)
         zero_ends(shared2, t2, shared13.shape[1] // 2, hs)
 
 
 def layer(
-    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, pairs, factor, x, weights, ids, local, arranged, shared,
+    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, snapped, pairs, factor, x, weights, ids, local, arranged, shared,
     h, hs, y, gate, gate_scales, bias, logits, for_gate, n_group, kept, mode, group_mode, renormalize, scale,
 ):  # fmt: skip
     """`fused` with its routing: ids and weights are scratch here, logits [T, Eg] and for_gate [T, ..] too."""
     for t in range(me, x.shape[0], crew):
         arrange(gate, gate_scales, x, t, for_gate, t)
-    prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs)
+    prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs, snapped)
     wait_for_all(team, crew)
     step, everyone = 16, np.arange(x.shape[0])
     scratch = scratch_for(for_gate.shape[1], x.shape[0], step)
@@ -186,7 +196,7 @@ def layer(
     wait_for_all(team, crew)
     used = pairs[2, pairs.shape[1] - 1]
     mixture(team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, pairs[0], pairs[1], pairs[2], factor, used, arranged,
-            shared, tile, h, hs, y)  # fmt: skip
+            shared, tile, snapped, h, hs, y)  # fmt: skip
 
 
 def combine(team, me, crew, y, place, weights, out):

@@ -9,7 +9,7 @@ from dsv3_cpu.kernels.atoms import take, wait_for_all
 from dsv3_cpu.kernels.dots import ROWS, at_once, dots
 from dsv3_cpu.kernels.lanes import GROUP
 from dsv3_cpu.kernels.numbers import put
-from dsv3_cpu.kernels.rows import arrange, kind, ready, row_factor
+from dsv3_cpu.kernels.rows import arrange, kind, ready, row_factor, snap
 
 AT_ONCE = 4  # rows of x that share one decoding of a weight, at most
 
@@ -93,11 +93,12 @@ def most_rows(experts, offsets):
     return most
 
 
-def grouped(team, me, crew, w, s, experts, offsets, x, arranged, tile, y):
+def grouped(team, me, crew, w, s, experts, offsets, x, arranged, tile, snapped, y):
     """y[offsets[j] : offsets[j + 1]] = x[the same] @ w[experts[j]]^T for every j. arranged [M, K up to whole steps]: scratch;
-    tile: rows of a weight that a thread takes at a time, of which 128 is a multiple."""
+    tile: rows of a weight that a thread takes at a time, of which 128 is a multiple. snapped: INT8 activations, see `snap`."""
     for t in range(me, x.shape[0], crew):
         arrange(w, s, x, t, arranged, t)
+        snap(w, s, arranged, t, snapped)
     wait_for_all(team, crew)
     scratch, index = scratch_for(arranged.shape[1], most_rows(experts, offsets), tile), np.arange(x.shape[0])
     sums = scratch[3]

@@ -11,28 +11,31 @@ from dsv3_cpu.kernels.latent import write
 from dsv3_cpu.kernels.numbers import put, widen
 from dsv3_cpu.kernels.pointwise import norm_row
 from dsv3_cpu.kernels.product import scratch_for, sums_of
-from dsv3_cpu.kernels.rows import arrange
+from dsv3_cpu.kernels.rows import arrange, snap
 
 DOWN, UP, HEADS = 0, 1, 2  # phases
 
 
 def prolog(
     team, me, crew, q_a, q_a_scales, q_b, q_b_scales, kv_a, kv_a_scales, q_norm, kv_norm, flat, head_stride, row_stride, stride,
-    x, positions, table, slots, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss, eps, tile, for_q_a, for_kv_a, low,
+    x, positions, table, slots, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss, eps, tile, snapped, for_q_a, for_kv_a, low,
     for_q_b, kv, q, q_c, q_pe,
 ):  # fmt: skip
     """x [T, H] -> q_c [T, Nh, R], q_pe [T, Nh, P], and the cache's rows.
 
     Without a low-rank query q_a has no row, and q_b takes x. flat and its strides: w_uk [Nh, Dn, R]. Scratch, float32: x
-    arranged for both first products, low [T, Rq], arranged for q_b, kv [T, R + P], q [T, Nh (Dn + P)].
+    arranged for both first products, low [T, Rq], arranged for q_b, kv [T, R + P], q [T, Nh (Dn + P)]. snapped: INT8 activations, see `snap`.
     """
     tokens, rank = x.shape[0], kv_norm.shape[0]
     for t in range(me, tokens, crew):
         if q_a.shape[1]:
             arrange(q_a, q_a_scales, x, t, for_q_a, t)
+            snap(q_a, q_a_scales, for_q_a, t, snapped)
         else:
             arrange(q_b, q_b_scales, x, t, for_q_b, t)
+            snap(q_b, q_b_scales, for_q_b, t, snapped)
         arrange(kv_a, kv_a_scales, x, t, for_kv_a, t)
+        snap(kv_a, kv_a_scales, for_kv_a, t, snapped)
     wait_for_all(team, crew)
     everyone = np.arange(tokens)
     widest = max(for_q_a.shape[1], max(for_kv_a.shape[1], for_q_b.shape[1]))
@@ -51,6 +54,7 @@ def prolog(
         if q_a.shape[1]:
             norm_row(low, t, q_norm, eps, low)
             arrange(q_b, q_b_scales, low, t, for_q_b, t)
+            snap(q_b, q_b_scales, for_q_b, t, snapped)
     for t in range(me, tokens, crew):
         slot = np.int64(slots[t])
         if slot >= 0:

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from dsv3_cpu.compile import inner, overloads
+from dsv3_cpu.compile import inner, overloads, strict
 from dsv3_cpu.kernels.lanes import FORMATS, GROUP
 from dsv3_cpu.kernels.numbers import bits_of, float_of, power_of, widen
 from dsv3_cpu.processor import LANES
@@ -115,6 +115,44 @@ def _peaks_of(w, s, x, i):
     if kind(w, s) == "fp8":
         return lambda w, s, x, i: peaks(s, x, i)
     return lambda w, s, x, i: None
+
+
+def eight(w, s):
+    """Whether activations may be INT8 too: for INT8."""
+
+
+@overloads(eight)
+def _eight(w, s):
+    found = kind(w, s) == "int8"
+    return lambda w, s: found
+
+
+def snap(w, s, x, i, on):
+    """If told so, and for INT8: arranged x[i] is what its INT8 codes stand for, in float32."""
+
+
+@overloads(snap)
+def _snap(w, s, x, i, on):
+    if kind(w, s) != "int8":
+        return lambda w, s, x, i, on: None
+
+    def rounded(w, s, x, i, on):
+        if on:
+            snap_row(x, i)
+
+    return rounded
+
+
+@strict
+def snap_row(x, i):
+    """x[i] = scale * (x[i] / scale, rounded half to even), scale = max(max|x[i]|, 1e-10) / 127: what quant_int8 makes of it."""
+    most = np.float32(1e-10)
+    for k in range(x.shape[1]):
+        size = abs(x[i, k])
+        most = size if size > most else most
+    scale = most / np.float32(127)
+    for k in range(x.shape[1]):
+        x[i, k] = min(max(np.rint(x[i, k] / scale), np.float32(-127)), np.float32(127)) * scale
 
 
 @inner

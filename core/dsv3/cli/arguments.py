@@ -13,6 +13,8 @@ from dsv3.settings import SETTINGS
 # command -> module in dsv3.cli, one line of help
 COMMANDS = {
     "run": ("run", "generate text from a prompt"),
+    "chat": ("chat", "converse with a model in the terminal"),
+    "serve": ("serve", "answer over HTTP as OpenAI's API does, with a chat page"),
     "probe": ("probe", "list backends and devices, and what is wrong with those that cannot be used"),
     "explain": ("explain", "show which kernel runs an operator, and why not the others"),
     "conformance": ("conformance", "prove that a backend's kernels are right, or find out where they are not"),
@@ -34,6 +36,8 @@ def build_parser() -> argparse.ArgumentParser:
     for command in made.values():
         command.add_argument("--debug", action="store_const", const=True, help=SETTINGS["debug"].help)
     _run(made["run"])
+    _chat(made["chat"])
+    _serve(made["serve"])
     made["probe"].add_argument("--json", action="store_true", help="machine-readable output")
     _explain(made["explain"])
     _conformance(made["conformance"])
@@ -58,6 +62,33 @@ def _run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--interactive", action="store_true", help="converse; /clear forgets, /exit ends")
     parser.add_argument("--input-file", metavar="FILE", help="one prompt per line, answered in batches")
     parser.add_argument("--json", action="store_true", help="a JSON object per prompt on standard output")
+
+
+def _chat(parser: argparse.ArgumentParser) -> None:
+    placement(parser)
+    setting(parser, "threads", "max_new_tokens", "temperature", "top_p", "seed", "draft")
+    parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    parser.add_argument("--no-graphs", action="store_true", help="run decode steps kernel by kernel instead of as a graph")
+
+
+def _serve(parser: argparse.ArgumentParser) -> None:
+    placement(parser)
+    setting(parser, "threads")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    parser.add_argument("--name", help="of the model in the API (default: its folder's)")
+    text = "API keys, one on each line; more, separated by commas, in DSV3_API_KEYS"
+    parser.add_argument("--key-file", metavar="FILE", help=text)
+    parser.add_argument("--insecure", action="store_true", help="let other machines in without keys")
+    text = "guessed by the MTP module where a request says nothing; same text, fewer steps (default: 0)"
+    parser.add_argument("--draft-tokens", type=int, default=0, metavar="N", help=text)
+    parser.add_argument("--max-batch", type=int, default=32, metavar="N", help="requests generated together (default: 32)")
+    text = "room in the cache (default: 4096 for each of them, or a quarter of the free memory)"
+    parser.add_argument("--cache-tokens", type=int, metavar="N", help=text)
+    parser.add_argument("--step-tokens", type=int, default=2048, metavar="N", help="of a step at most (default: 2048)")
+    parser.add_argument("--queue", type=int, default=256, metavar="N", help="requests that may wait (default: 256)")
+    text = "after SIGTERM, for the requests at hand (default: 30)"
+    parser.add_argument("--drain", type=float, default=30, metavar="S", help=text)
 
 
 def _explain(parser: argparse.ArgumentParser) -> None:

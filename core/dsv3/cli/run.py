@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
+from dsv3.cli.chat import converse
 from dsv3.cli.common import load_model, settings_of
-from dsv3.cli.streams import read_line, read_stdin, text_stream
+from dsv3.cli.streams import read_stdin, text_stream
+from dsv3.cli.text import statistics
 from dsv3.engine.options import MAX_BATCH, check_options
 from dsv3.engine.text import check_unicode
-from dsv3.errors import Dsv3Error, UsageError
+from dsv3.errors import UsageError
 
 if TYPE_CHECKING:
     from dsv3.engine.model import Model
@@ -73,7 +75,7 @@ def _answer(
     model: Model, arguments: argparse.Namespace, prompts: list[str] | None, options: dict[str, Any], out: TextIO
 ) -> None:
     if prompts is None:
-        _converse(model, options, out)
+        converse(model, dict(options), out)
     elif arguments.input_file is None and not arguments.json:
         _stream(model, prompts[0], options, out)
     else:
@@ -109,7 +111,7 @@ def _prompts(arguments: argparse.Namespace) -> list[str] | None:
 def _stream(model: Model, prompt: str, options: Mapping[str, Any], out: TextIO) -> None:
     result = _show(model, prompt, options, out)
     if result is not None:
-        print(_statistics(result.stats), file=sys.stderr)
+        print(statistics(result.stats), file=sys.stderr)
 
 
 def _show(model: Model, prompt: Any, options: Mapping[str, Any], out: TextIO) -> Generation | None:
@@ -139,7 +141,7 @@ def _batch(model: Model, prompts: list[str], options: Mapping[str, Any], argumen
     total = {name: sum(r.stats[name] for r in results) for name in ("prompt_tokens", "new_tokens", "drafted", "accepted")}
     total["ttft_s"] = results[0].stats["ttft_s"]
     total["decode_tok_s"] = total["new_tokens"] / (time.perf_counter() - start)
-    print(_statistics(total), file=sys.stderr)
+    print(statistics(total), file=sys.stderr)
 
 
 def _encoded(model: Model, prompt: str, number: int, file: str | None) -> list[int]:
@@ -152,65 +154,3 @@ def _encoded(model: Model, prompt: str, number: int, file: str | None) -> list[i
 
 def _fields(result: Generation) -> dict[str, Any]:
     return {"text": result.text, "ids": result.ids, "finish_reason": result.finish_reason, "stats": result.stats}
-
-
-def _statistics(stats: Mapping[str, float]) -> str:
-    text = (
-        f"dsv3: {stats['prompt_tokens']:.0f} prompt tokens, time to first token {stats['ttft_s']:.3f} s; "
-        f"{stats['new_tokens']:.0f} new tokens, {stats['decode_tok_s']:.1f} tokens/s"
-    )
-    if stats["drafted"]:
-        share = stats["accepted"] / stats["drafted"]
-        text += f"; {stats['accepted']:.0f} of {stats['drafted']:.0f} drafts accepted ({share:.0%})"
-    return text
-
-
-def _converse(model: Model, options: Mapping[str, Any], out: TextIO) -> None:
-    """A conversation: Ctrl-C ends the reply, /exit or the end of input ends the program."""
-    model.chat_ids([{"role": "user", "content": ""}])  # a model without a template is refused before the first question
-    history: list[dict[str, str]] = []
-    print("dsv3: /clear forgets the conversation, /exit ends it, Ctrl-C ends a reply", file=sys.stderr)
-    while True:
-        line = _ask()
-        if line is None or line.strip() == "/exit":
-            return
-        text = line.strip()
-        if text == "/clear":
-            history.clear()
-            print("dsv3: forgotten", file=sys.stderr)
-        elif text.startswith("/"):
-            print(f"dsv3: {text.split()[0]} is no command; there are /clear and /exit", file=sys.stderr)
-        elif text:
-            _reply(model, history, text, options, out)
-
-
-def _ask() -> str | None:
-    """One line of input, None at its end; Ctrl-C here asks again."""
-    while True:
-        try:
-            return read_line(">>> ")
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-        except UsageError as error:
-            print(f"error: {error}", file=sys.stderr)
-
-
-def _reply(model: Model, history: list[dict[str, str]], text: str, options: Mapping[str, Any], out: TextIO) -> None:
-    """Stream the answer to `text`; what was said of it stays in the history even if it was cut short."""
-    messages = [*history, {"role": "user", "content": text}]
-    said: list[str] = []
-    result = None
-    try:
-        for piece, result in model.stream_events(model.chat_ids(messages), **options):  # noqa: B007
-            said.append(piece)
-            out.write(piece)
-            out.flush()
-    except KeyboardInterrupt:
-        print("\ndsv3: reply ended", file=sys.stderr)
-    except Dsv3Error as error:
-        print(f"error: {error}" + ("; /clear makes room" if history else ""), file=sys.stderr)
-        return
-    print(file=out, flush=True)
-    history[:] = [*messages, {"role": "assistant", "content": "".join(said)}]
-    if result is not None:
-        print(_statistics(result.stats), file=sys.stderr)

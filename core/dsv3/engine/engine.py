@@ -6,10 +6,12 @@ for the turn. For callers that cannot wait, a server or a coroutine, a thread dr
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dsv3.engine.blocks import BlockPool
 from dsv3.engine.cache import PagedCache
@@ -24,7 +26,15 @@ if TYPE_CHECKING:
 
 PREFILL_TOKENS = 2048  # of a step
 BESIDE_TOKENS = 256  # of prompts in a step that others wait for
+_LOOK = 0.005  # seconds between two looks at what another thread's steps have brought
 Listener = Callable[[Request, str], None]
+
+
+class Backlog(NamedTuple):
+    """Requests, and tokens of theirs."""
+
+    requests: int
+    tokens: int
 
 
 class Engine:
@@ -91,10 +101,13 @@ class Engine:
         """Step until these are done, or let others step; yields after each step. Leaving it early aborts them."""
         try:
             while any(not r.done for r in requests):
-                with self._turn:
-                    if any(not r.done for r in requests):
-                        self.step()
-                self._settle()
+                if self._turn.acquire(timeout=_LOOK):
+                    try:
+                        if any(not r.done for r in requests):
+                            self.step()
+                    finally:
+                        self._turn.release()
+                    self._settle()
                 yield
         finally:
             self.abort([r for r in requests if not r.done])
@@ -136,6 +149,9 @@ class Engine:
         """Have room for sequences of these lengths, unless the cache's size was given."""
         pages = sum(self.pool.blocks_for(n) for n in lengths)
         if not self._fixed and pages > self.pool.total:
+            # Up to a fourth more, so that a slightly longer text is no reason to copy all of it again.
+            step = 1 << max(0, pages.bit_length() - 3)
+            pages = -(-pages // step) * step
             self.cache.grow(pages)
             self.pool.grow(pages)
 
@@ -144,9 +160,11 @@ class Engine:
     def start(self) -> None:
         """Have a thread drive it, until `close`."""
         with self._mail:
-            if self._thread is None and not self._closing:
-                self._thread = threading.Thread(target=self._run, name="dsv3-engine", daemon=True)
-                self._thread.start()
+            if self._closing or (self._thread is not None and self._thread.is_alive()):
+                return
+            self._thread = threading.Thread(target=self._run, name="dsv3-engine", daemon=True)
+            self._thread.start()
+            _started.add(self)
 
     def _run(self) -> None:
         while True:
@@ -155,8 +173,26 @@ class Engine:
                     self._mail.wait()
                 if self._closing:
                     return
-            with self._turn:
-                self.step()
+            try:
+                with self._turn:
+                    self.step()
+            except BaseException as error:
+                self._break(error)
+                raise
+
+    def _break(self, error: BaseException) -> None:
+        """After a fault of the engine itself nothing is known to be right: everybody is told, and nothing is taken in."""
+        with self._mail:
+            self._closing = True
+            self._inbox, left = [], self._inbox
+        for r in (*self.scheduler.running, *self.scheduler.waiting, *left):
+            r.status, r.error = Status.ABORTED, error
+            self._tell(r, "")
+
+    @property
+    def alive(self) -> bool:
+        """Whether its thread runs."""
+        return self._thread is not None and self._thread.is_alive() and not self._closing
 
     def close(self) -> None:
         """End all requests and the thread; nothing is taken in any more."""
@@ -209,8 +245,29 @@ class Engine:
         self.scheduler.check()
 
     @property
+    def running(self) -> int:
+        """Requests in the batch."""
+        return len(self.scheduler.running)
+
+    def backlog(self) -> Backlog:
+        """What waits for its first step."""
+        with self._mail:
+            waiting = [*self._inbox, *list(self.scheduler.waiting)]
+        return Backlog(len(waiting), sum(len(r.tokens) for r in waiting))
+
+    @property
     def idle(self) -> bool:
         return self.scheduler.idle and not self._inbox
+
+
+_started: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+@atexit.register
+def _stop() -> None:
+    """Before the interpreter goes: a thread that is within a kernel then would bring it down."""
+    for engine in list(_started):
+        engine.close()
 
 
 def failed(requests: Iterable[Request]) -> BaseException | None:

@@ -85,6 +85,13 @@ class Executor:
         """Tokens to a page of the cache."""
         return self._cache_spec.page_size
 
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Of all layers' latents, MTP modules included."""
+        page = self.paged_cache(1)
+        planes = [plane for layer in page.layers for plane in (layer.ckv, layer.kpe, layer.scale) if plane is not None]
+        return max(1, sum(plane.nbytes for plane in planes) // self.page_size)
+
     @torch.inference_mode()
     def paged_cache(self, pages: int) -> PagedCache:
         """A latent cache of so many pages that belong to nobody yet, MTP modules included."""

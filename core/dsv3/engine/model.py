@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Many
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -18,6 +17,7 @@ from torch import Tensor
 from dsv3.engine.cache import Run
 from dsv3.engine.engine import PREFILL_TOKENS, Engine, failed
 from dsv3.engine.executor import Executor
+from dsv3.engine.grammar import Grammar
 from dsv3.engine.ids import as_ids
 from dsv3.engine.options import MAX_BATCH, Sampling, check_options, is_integer
 from dsv3.engine.request import Generation, Request
@@ -185,20 +185,31 @@ class Model(Executor):
 
     def stream_events(self, prompt: Any, **options: Any) -> Iterator[tuple[str, Generation | None]]:
         """(text piece, None) as it appears, at last ("", Generation)."""
-        requests = self.requests([prompt], options)
+        followed = self.follow(prompt, **options)
 
         def pieces() -> Iterator[tuple[str, Generation | None]]:
-            seen: deque[str] = deque()
-            engine = self.engine
-            engine.submit(requests, lambda _, text: seen.append(text))
-            for _ in engine.drive(requests):
-                while seen:
-                    if text := seen.popleft():
-                        yield text, None
-            yield "".join(seen), None
-            yield "", _results(requests)[0]
+            for events, result in followed:
+                if text := "".join(text for _, text in events):
+                    yield text, None
+                if result is not None:
+                    yield "", result
 
         return pieces()
+
+    def follow(self, prompt: Any, **options: Any) -> Iterator[tuple[list[tuple[int, str]], Generation | None]]:
+        """New tokens, each with its text, as they may be shown: [(id, text)], of which -1 is text that no token completed; with
+        the last of them the Generation. They join to its text. Wrong arguments raise at once."""
+        (request,) = self.requests([prompt], options)
+
+        def steps() -> Iterator[tuple[list[tuple[int, str]], Generation | None]]:
+            engine = self.engine
+            engine.submit([request])
+            for _ in engine.drive([request]):
+                if not request.done and request.events:
+                    yield request.take_events(), None
+            yield request.take_events(), _results([request])[0]
+
+        return steps()
 
     def chat(self, messages: Many[Mapping[str, str]], **options: Any) -> Generation:
         """Answer a conversation of {"role", "content"} messages, through the model's chat template."""
@@ -257,7 +268,12 @@ class Model(Executor):
             eos = {self.tokenizer.eos}
         chosen = secrets.randbits(63) if seed is None else signed(seed)
         limit = min(sampling.max_new_tokens, self.config.max_position_embeddings - len(tokens))
-        return Request(tokens, sampling, chosen, limit, frozenset(eos), self.tokenizer, salt)
+        grammar = None
+        if sampling.grammar is not None:
+            if not eos:
+                raise UsageError("a grammar needs an end-of-text token; this model has none")
+            grammar = Grammar.of(self._needs_tokenizer(), *sampling.grammar, sorted(eos), self.config.vocab_size)
+        return Request(tokens, sampling, chosen, limit, frozenset(eos), self.tokenizer, salt, grammar=grammar)
 
     def _needs_weights(self) -> None:
         if self.device.type == "meta":

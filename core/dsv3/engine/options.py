@@ -83,6 +83,7 @@ def check_options(**options: Any) -> Sampling:
             _wrong(name, given[name], " or ".join("nothing" if a is None else repr(a) for a in reversed(allowed)))
     given["stop"] = _stops(given["stop"])
     given["logit_bias"] = _biases(given["logit_bias"])
+    given["grammar"] = _grammar(given["grammar"], bool(given["ignore_eos"]))
     given["ignore_eos"], given["adaptive"] = bool(given["ignore_eos"]), bool(given["adaptive"])
     unknown = given.keys() - Sampling.__dataclass_fields__.keys()
     if unknown:
@@ -132,6 +133,18 @@ def _biases(biases: Any) -> tuple[tuple[int, float], ...]:
         if not good:
             _wrong("logit_bias", {token: value}, "token ids and numbers from -100 to 100")
     return tuple((int(token), float(value)) for token, value in found)
+
+
+def _grammar(grammar: Any, ignore_eos: bool) -> tuple[str, str] | None:
+    if grammar is None:
+        return None
+    kinds = ("json_schema", "json_object", "regex", "lark")
+    pair = isinstance(grammar, tuple | list) and len(grammar) == 2 and all(isinstance(part, str) for part in grammar)
+    if not pair or grammar[0] not in kinds:
+        _wrong("grammar", grammar, f"(kind, text), the kind one of {', '.join(kinds)}")
+    if ignore_eos:
+        raise UsageError("a grammar ends with eos; it cannot be combined with ignore_eos")
+    return grammar[0], grammar[1]
 
 
 def is_integer(value: Any) -> bool:

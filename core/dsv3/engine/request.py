@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from dsv3.engine.options import Sampling
 from dsv3.engine.text import Detokenizer, StopFinder, Tokenizer
 
+_SAME = -1
 FinishReason = Literal["stop", "length"]
 TokenLogprobs = tuple[float, list[tuple[int, float]]]
 
@@ -42,7 +44,8 @@ class Request:
 
     tokens: the prompt and all accepted tokens; computed: how many of them the cache holds, written: how many it held already
     when they are computed again (see `Scheduler`); filled: positions below which the MTP module's entries hold; blocks: where
-    the cache of this request lies; drafts: tokens guessed to come next; k: how many are guessed.
+    the cache of this request lies; drafts: tokens guessed to come next; k: how many are guessed. events: (token, its text),
+    for who takes them away, no earlier than stop strings let the text be shown; pending: those that are held back.
     """
 
     prompt: list[int]
@@ -64,6 +67,8 @@ class Request:
     draft_logits: Any = None
     k: int = 0
     pieces: list[str] = field(default_factory=list)
+    pending: deque[tuple[int, str]] = field(default_factory=deque)
+    events: list[tuple[int, str]] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
@@ -83,6 +88,7 @@ class Request:
         self.k = self.sampling.draft_tokens if self.sampling.draft else 0
         self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer else None
         self._stops = StopFinder(self.sampling.stop)
+        self._credit = 0  # characters that were shown of tokens that are still pending
         if self.limit <= 0:
             self._end("length")
 
@@ -124,7 +130,9 @@ class Request:
             self.grammar.accept(token)
         if logprobs is not None:
             self.logprobs.append(logprobs)
-        shown = self._show(self._stops.push(self._detokenizer.push(token)) if self._detokenizer else "")
+        piece = self._detokenizer.push(token) if self._detokenizer else ""
+        self.pending.append((token, piece))
+        shown = self._show(self._stops.push(piece))
         if self._stops.stopped:
             self._trim()
             return shown + self._end("stop")
@@ -134,10 +142,24 @@ class Request:
             return shown + self._end("length")
         return shown
 
-    def _show(self, piece: str) -> str:
-        if piece:
-            self.pieces.append(piece)
-        return piece
+    def _show(self, text: str) -> str:
+        """Text that may be shown, and with it the tokens whose text has been shown to its end."""
+        if text:
+            self.pieces.append(text)
+        self._credit += len(text)
+        while self.pending and len(self.pending[0][1]) <= self._credit and not (self._stops.stopped and not self._credit):
+            self._credit -= len(self.pending[0][1])
+            self.events.append(self.pending.popleft())
+        if self._stops.stopped and self._credit:  # the stop string begins within a token
+            token, piece = self.pending.popleft()
+            self.events.append((token, piece[: self._credit]))
+            self._credit = 0
+        return text
+
+    def take_events(self) -> list[tuple[int, str]]:
+        """What came since the last time; token -1 is text that no token completed."""
+        found, self.events = self.events, []
+        return found
 
     def _end(self, reason: FinishReason) -> str:
         self.status, self.finish_reason = Status.FINISHED, reason
@@ -145,7 +167,10 @@ class Request:
         self.drafts = []
         if self._detokenizer is None or self._stops.stopped:
             return ""
-        tail = self._show(self._stops.push(self._detokenizer.finish()))
+        rest = self._detokenizer.finish()
+        if rest:
+            self.pending.append((_SAME, rest))
+        tail = self._show(self._stops.push(rest))
         if self._stops.stopped:
             self.finish_reason = "stop"
             self._trim()

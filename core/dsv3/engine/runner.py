@@ -53,7 +53,7 @@ class Runner:
         works = few + many
         runs = [[Run(w.request.row, w.ids, w.start, w.unwritten) for w in part] for part in (few, many)]
         logits: Tensor | None = None
-        if many or any(w.unwritten for w in few):
+        if many or any(w.unwritten or w.rows != len(w.ids) for w in few):
             hidden, states = self._model.forward_mixed(cache, *runs)
         else:
             hidden, states, logits = self._model.decode(cache, runs[0])
@@ -161,12 +161,18 @@ class Runner:
 
     def _guess(self, requests: list[Request], hidden: Tensor) -> None:
         """One more draft for each, with the noise of its place and under the request's own rules."""
-        rows = [Row(r, list(r.drafts), len(r.tokens) + len(r.drafts)) for r in requests]
+        rows = [Row(r, list(r.drafts), len(r.tokens) + len(r.drafts), _allowed(r)) for r in requests]
         final, ids = self._model.choose(torch.nan_to_num(self._model.head(hidden)), rows)
         for n, (r, token) in enumerate(zip(requests, ids, strict=True)):
             r.drafts.append(token)
             if r.sampling.verify == "rejection":
                 r.draft_logits = [*(r.draft_logits or []), final[n]]
+
+
+def _allowed(r: Request) -> Tensor | None:
+    """What the request's grammar allows after its drafts; None where it says nothing."""
+    masks = [] if r.grammar is None else r.grammar.masks(r.drafts)
+    return masks[-1] if len(masks) > len(r.drafts) else None
 
 
 def _wanted(r: Request) -> int:

@@ -115,8 +115,8 @@ class Scheduler:
         request.row = -1
 
     def _admit(self, request: Request) -> bool:
-        """Only where all of it fits, so that two halves of prompts never wait for each other, and leaves a block for each that runs
-        and will grow."""
+        """Only where all of it fits, so that two halves of prompts never wait for each other, and leaves a block for each that
+        runs and will grow."""
         r, pool = request, self.pool
         self.keys.extend(r.keys, r.tokens, self._salt(r))
         usable = (len(r.tokens) - 1) // pool.size  # one token stays, to take logits from

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class Tokenizer:
         self._inner = inner
         self._settings = settings
         self._template = template
+        self.for_grammars: Any = None  # see `Grammar.of`
         self.bos = self._token("bos_token")
         self.eos = self._token("eos_token")
 
@@ -53,6 +55,10 @@ class Tokenizer:
         """Number of token ids, added tokens included."""
         return int(self._inner.get_vocab_size())
 
+    def to_json(self) -> str:
+        """The text of tokenizer.json."""
+        return str(self._inner.to_str())
+
     @property
     def vocabulary(self) -> dict[str, int]:
         """Every token, added ones included, and its id."""
@@ -75,6 +81,18 @@ class Tokenizer:
         """Text of token ids; special tokens are left out."""
         return str(self._inner.decode([int(i) for i in ids], skip_special_tokens=True))
 
+    def piece_text(self, token: int) -> str:
+        """One token as text, special ones by their names; U+FFFD for bytes that are no character by themselves."""
+        return str(self._inner.decode([token], skip_special_tokens=False))
+
+    def piece_bytes(self, token: int) -> bytes:
+        """What a token adds to a text."""
+        name = self._inner.id_to_token(token)
+        table = _byte_letters()
+        if name is not None and all(letter in table for letter in name):
+            return bytes(table[letter] for letter in name)
+        return self.piece_text(token).encode("utf-8", "replace")
+
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The prompt that a conversation becomes, ready for the assistant's turn; it holds BOS. UsageError for
         messages that are not {"role", "content"}, or where the model has neither a template nor DeepSeek's
@@ -88,6 +106,17 @@ class Tokenizer:
                 raise UsageError("this model has no chat template; use a plain prompt")
             template = resources("configs", "templates", "deepseek_v3.jinja").read_text(encoding="utf-8")
         return _render(template, messages, self._settings)
+
+
+@functools.cache
+def _byte_letters() -> dict[str, int]:
+    """Byte-level tokenizers write a byte as a printable letter: itself where it is one, else the next of those from U+0100 on
+    (Radford et al. 2019)."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    found = {chr(byte): byte for byte in plain}
+    for n, byte in enumerate(byte for byte in range(256) if byte not in plain):
+        found[chr(256 + n)] = byte
+    return found
 
 
 def check_unicode(text: str) -> None:

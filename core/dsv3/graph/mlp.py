@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -45,9 +46,12 @@ class Moe:
         self.expert_map = expert_map
         self.routing = routing(c)
         self.moe = sites("moe", where)
+        self.watch: Callable[[Tensor], None] | None = None  # told what the layer is given
 
     def __call__(self, x: Tensor, bucket: int) -> Tensor:
         w = self.w
+        if self.watch is not None:
+            self.watch(x)
         return self.moe[bucket](
             x=x,
             gate=w.gate,

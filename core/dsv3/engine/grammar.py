@@ -1,0 +1,72 @@
+"""Answers of a given form: which tokens may come next, by llguidance."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsv3.engine.text import Tokenizer
+from dsv3.errors import UsageError
+
+_SPACE = r"\n?[ \t]{0,16}"  # an end to it, which small models do not find
+
+
+class Grammar:
+    """What a request may say. It knows the accepted tokens; drafts are tried and taken back."""
+
+    def __init__(self, matcher: Any, vocabulary: int) -> None:
+        self._matcher, self._vocabulary = matcher, vocabulary
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, kind: str, text: str, eos: Sequence[int], vocabulary: int) -> Grammar:
+        """UsageError says what is wrong with the grammar."""
+        import llguidance
+
+        if tokenizer.for_grammars is None:
+            tokenizer.for_grammars = llguidance.LLTokenizer(tokenizer.to_json(), n_vocab=vocabulary, eos_token=sorted(eos))
+        try:
+            if kind in ("json_schema", "json_object"):
+                schema = text if kind == "json_schema" else json.dumps({"type": "object"})
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _SPACE})
+            elif kind == "regex":
+                grammar = llguidance.LLMatcher.grammar_from_regex(text)
+            else:
+                grammar = llguidance.LLMatcher.grammar_from_lark(text)
+            matcher = llguidance.LLMatcher(tokenizer.for_grammars, grammar, log_level=0)
+        except ValueError as error:
+            raise UsageError(f"grammar ({kind}): {error}") from error
+        if matcher.is_error():
+            raise UsageError(f"grammar ({kind}): {matcher.get_error().strip()}")
+        return cls(matcher, vocabulary)
+
+    @property
+    def finished(self) -> bool:
+        """Nothing can follow."""
+        return bool(self._matcher.is_stopped())
+
+    def accept(self, token: int) -> None:
+        """Take a token that was allowed."""
+        self._matcher.consume_token(token)
+
+    def masks(self, drafts: Sequence[int]) -> list[Tensor]:
+        """Which tokens are allowed next (bool [V]), and after each draft, up to the first draft that is not allowed itself."""
+        found, tried = [self._mask()], 0
+        for token in drafts:
+            if not bool(found[-1][token]) or not self._matcher.consume_token(token):
+                break
+            tried += 1
+            if self._matcher.is_stopped():
+                break
+            found.append(self._mask())
+        if tried:
+            self._matcher.rollback(tried)
+        return found
+
+    def _mask(self) -> Tensor:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(np.bool_))

@@ -1,0 +1,1 @@
+"""`dsv3 serve`: an OpenAI-compatible HTTP server over one engine, and a chat page."""

@@ -1,0 +1,159 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import msgspec
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+
+from dsv3.engine.chat import Prompt
+from dsv3.engine.request import Request, TokenLogprobs
+from dsv3.errors import UsageError
+from dsv3.server.bodies import read_body
+from dsv3.server.errors import bad
+from dsv3.server.grammars import after_reasoning, call_grammar
+from dsv3.server.options import check_schema, grammar_of, options_of, seeds
+from dsv3.server.schema import ChatRequest, Message, NamedTool, Tool
+from dsv3.server.service import Flight, Service
+from dsv3.server.streaming import event_stream, unless_gone
+from dsv3.server.turns import Turn
+
+
+async def chat_completions(http: HttpRequest) -> Response:
+    service: Service = http.app.state.service
+    body = await read_body(http, ChatRequest)
+    service.check_model(body.model)
+    answer = _Answer(service, body)
+    flight = service.start(await answer.requests(http.scope["salt"]))
+    if body.stream:
+        return event_stream(answer.chunks(flight))
+    return JSONResponse(await unless_gone(http, answer.whole(flight)))
+
+
+async def prompt_of(
+    service: Service, messages: Sequence[Message] | None, tools: Sequence[Tool] = (), thinking: bool | None = None
+) -> Prompt:
+    """A conversation, ready for the assistant's turn."""
+    plain: list[dict[str, Any]] = msgspec.to_builtins(list(messages or []))
+    found = [{name: value for name, value in message.items() if value is not None} for message in plain]
+    offered = [{k: v for k, v in msgspec.to_builtins(tool).items() if v is not None} for tool in tools] or None
+    try:
+        return await asyncio.to_thread(service.chat.prompt, found, tools=offered, thinking=thinking)
+    except UsageError as error:
+        raise bad(str(error), "messages") from error
+
+
+class _Answer:
+    def __init__(self, service: Service, body: ChatRequest) -> None:
+        self.service, self.body = service, body
+        self.tools = [] if body.tool_choice == "none" else body.tools or []
+        self.head = {
+            "id": f"chatcmpl-{secrets.token_hex(12)}",
+            "object": "chat.completion.chunk" if body.stream else "chat.completion",
+            "created": int(time.time()), "model": service.name, "system_fingerprint": service.fingerprint,
+        }  # fmt: skip
+        self.turns: list[Turn] = []
+
+    async def requests(self, salt: bytes) -> list[Request]:
+        body, service = self.body, self.service
+        for tool in self.tools:
+            check_schema(tool.function.parameters or {}, "tools")
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        if body.top_logprobs and not body.logprobs:
+            raise bad("top_logprobs needs logprobs: true", "top_logprobs")
+        prompt = await prompt_of(service, body.messages, self.tools, body.thinking)
+        room = max(1, service.context - len(prompt.ids) - 2 * max(service.drafts, body.draft_tokens or 0) - 1)
+        limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+        options = options_of(body, limit, logprobs, room, service.drafts)
+        grammar = grammar_of(body.response_format)
+        if (forced := self._forced()) is not None:
+            if grammar is not None:
+                raise bad("response_format cannot be combined with a tool_choice that asks for a call", "response_format")
+            grammar = call_grammar(service.chat, service.tokenizer, [msgspec.to_builtins(tool) for tool in forced])
+        if grammar is not None:
+            options["grammar"] = after_reasoning(grammar, service.tokenizer) if prompt.starts_in_reasoning else grammar
+        found: list[Request] = []
+        for seed in seeds(body.seed, body.n or 1):
+            found += await service.requests([prompt.ids], {**options, "seed": seed}, salt)
+        self.turns = [Turn(service.chat, prompt, bool(self.tools)) for _ in found]
+        return found
+
+    def _forced(self) -> list[Tool] | None:
+        """The tools of which one must be called."""
+        choice = self.body.tool_choice
+        if choice is None or isinstance(choice, str):
+            if choice == "required" and not self.tools:
+                raise bad("tool_choice 'required' needs tools", "tool_choice")
+            return self.tools if choice == "required" else None
+        assert isinstance(choice, NamedTool)
+        named = [tool for tool in self.tools if tool.function.name == choice.function.name]
+        if not named:
+            raise bad(f"tool_choice: there is no tool {choice.function.name!r}", "tool_choice")
+        return named
+
+    async def whole(self, flight: Flight) -> dict[str, Any]:
+        try:
+            async for piece in self.service.pieces(flight):
+                self.turns[piece.index].take(piece.events, piece.done)
+        finally:
+            self.service.end(flight)
+        choices = []
+        for n, (turn, r) in enumerate(zip(self.turns, flight.requests, strict=True)):
+            found = r.result()
+            logprobs = None if found.logprobs is None else {"content": self._logprobs(found.ids, found.logprobs)}
+            choices.append(
+                {"index": n, "message": turn.message(), "finish_reason": turn.reason(found.finish_reason), "logprobs": logprobs}
+            )
+        return {**self.head, "choices": choices, "usage": self.service.usage(flight.requests)}
+
+    async def chunks(self, flight: Flight) -> AsyncIterator[dict[str, Any]]:
+        options = self.body.stream_options
+        usage = {"usage": None} if options is not None and options.include_usage else {}
+        sent = [0] * len(flight.requests)
+
+        def chunk(n: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
+            return {
+                **self.head, "choices": [{"index": n, "delta": delta, "logprobs": logprobs, "finish_reason": reason}], **usage,
+            }  # fmt: skip
+
+        with contextlib.ExitStack() as stack:
+            stack.callback(self.service.end, flight)
+            for n in range(len(flight.requests)):
+                yield chunk(n, {"role": "assistant", "content": ""})
+            async for piece in self.service.pieces(flight):
+                n, r = piece.index, flight.requests[piece.index]
+                logprobs = None
+                if self.body.logprobs:
+                    new = [token for token, _ in piece.events if token >= 0]
+                    logprobs = {"content": self._logprobs(new, r.logprobs[sent[n] : sent[n] + len(new)])}
+                    sent[n] += len(new)
+                for delta in self.turns[n].take(piece.events, piece.done):
+                    yield chunk(n, delta, None, logprobs)
+                    logprobs = None
+                if logprobs and logprobs["content"]:
+                    yield chunk(n, {}, None, logprobs)
+                if piece.done:
+                    yield chunk(n, {}, self.turns[n].reason(r.finish_reason))
+            if usage:
+                yield {**self.head, "choices": [], "usage": self.service.usage(flight.requests)}
+
+    def _logprobs(self, ids: list[int], found: list[TokenLogprobs]) -> list[dict[str, Any]]:
+        tokenizer = self.service.tokenizer
+
+        def entry(token: int, value: float) -> dict[str, Any]:
+            return {
+                "token": tokenizer.piece_text(token), "logprob": max(value, -9999.0),
+                "bytes": list(tokenizer.piece_bytes(token)),
+            }  # fmt: skip
+
+        return [
+            {**entry(token, value), "top_logprobs": [entry(i, v) for i, v in most]}
+            for token, (value, most) in zip(ids, found, strict=False)
+        ]

@@ -1,0 +1,51 @@
+"""Grammars (Lark, as llguidance reads it) for answers that are calls of tools, and for answers after reasoning."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from dsv3.server.errors import bad
+
+if TYPE_CHECKING:
+    from dsv3.engine.chat import ChatFormat
+    from dsv3.engine.text import Tokenizer
+
+_MARKERS = ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end")
+_ANYTHING = r"/(?s:.*)/"
+
+
+def call_grammar(format: ChatFormat, tokenizer: Tokenizer, tools: list[dict[str, Any]]) -> tuple[str, str]:
+    """One call of one of the tools, its arguments as its parameters say."""
+    ids = [tokenizer.token_id(f"<｜tool▁{name}｜>") for name in _MARKERS]
+    if format.syntax is None or None in ids:
+        raise bad("dsv3 knows no tool calls of this model; leave tool_choice out", "tool_choice")
+    begin, call, sep, end, last = (f"<[{i}]>" for i in ids)
+    rules, names = [], []
+    for n, tool in enumerate(tools):
+        function = tool["function"]
+        schema = json.dumps(function.get("parameters") or {"type": "object"})
+        name = json.dumps(function["name"])
+        if format.syntax == "v3":
+            head = json.dumps(f"{function['name']}\n```json\n")
+            rules.append(f'call{n}: "function" {sep} {head} args{n} "\\n```"')
+        else:
+            rules.append(f"call{n}: {name} {sep} args{n}")
+        rules.append(f"args{n}: %json {schema}")
+        names.append(f"call{n}")
+    return "lark", "\n".join([f"start: {begin} {call} ({' | '.join(names)}) {end} {last}", *rules])
+
+
+def after_reasoning(grammar: tuple[str, str], tokenizer: Tokenizer) -> tuple[str, str]:
+    """The grammar for what follows `</think>`, before which anything may be said."""
+    kind, text = grammar
+    think = f"{_ANYTHING} <[{tokenizer.token_id('</think>')}]>"
+    space = r"/[ \n]{0,4}/"
+    if kind == "lark":
+        if not text.startswith("start:"):
+            raise bad("a grammar of one's own cannot follow reasoning; ask with thinking: false", "response_format")
+        return "lark", f"start: {think} {space} answer\nanswer:{text.removeprefix('start:')}"
+    if kind == "regex":
+        return "lark", f"start: {think} {space} answer\nanswer: /{text.replace('/', chr(92) + '/')}/"
+    schema = text if kind == "json_schema" else json.dumps({"type": "object"})
+    return "lark", f"start: {think} {space} answer\nanswer: %json {schema}"

@@ -1,0 +1,110 @@
+"""The official client's calls: what they return, and that it is what the library itself says."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from openai import NotFoundError, OpenAI
+
+import dsv3
+from tests.server.conftest import Running
+
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def client(server: Running) -> OpenAI:
+    return OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def wanted(demo_model: dsv3.Model) -> Any:
+    """The library's own answer, by a model that no server uses."""
+    return dsv3.load("demo", dtype="float32").generate(PROMPT, max_new_tokens=20)
+
+
+def test_models_are_listed(client: OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.id == "demo" and client.models.retrieve("demo").id == "demo"
+    with pytest.raises(NotFoundError, match="does not exist"):
+        client.models.retrieve("other")
+    with pytest.raises(NotFoundError, match="does not exist"):
+        client.completions.create(model="other", prompt="x")
+
+
+def test_a_completion_is_the_librarys(client: OpenAI, wanted: Any) -> None:
+    found = client.completions.create(model="demo", prompt=PROMPT, max_tokens=20, temperature=0)
+    assert found.choices[0].text == wanted.text and found.choices[0].finish_reason == wanted.finish_reason
+    assert found.usage is not None
+    assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (wanted.stats["prompt_tokens"], 20)
+    assert found.object == "text_completion" and found.id.startswith("cmpl-")
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_a_stream_joins_to_the_whole(client: OpenAI, wanted: Any, drafts: int) -> None:
+    chunks = list(
+        client.completions.create(
+            model="demo", prompt=PROMPT, max_tokens=20, temperature=0, stream=True, stream_options={"include_usage": True},
+            extra_body={"draft_tokens": drafts},
+        )
+    )  # fmt: skip
+    assert "".join(c.choices[0].text for c in chunks[:-1]) == wanted.text
+    assert len({(c.id, c.created, c.model) for c in chunks}) == 1
+    assert [c.choices[0].finish_reason for c in chunks[:-1]].count(None) == len(chunks) - 2
+    assert not chunks[-1].choices and chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 20
+    assert all(c.usage is None for c in chunks[:-1])
+    assert (chunks[-1].usage.model_extra["dsv3"]["accepted"] > 0) == bool(drafts)
+
+
+def test_many_prompts_and_answers_come_in_order(client: OpenAI) -> None:
+    prompts = ["Once upon a time", "The little fox"]
+    found = client.completions.create(model="demo", prompt=prompts, n=2, max_tokens=6, temperature=0.9, seed=3)
+    assert [c.index for c in found.choices] == [0, 1, 2, 3]
+    one = client.completions.create(model="demo", prompt=prompts[1], n=2, max_tokens=6, temperature=0.9, seed=3)
+    assert [c.text for c in one.choices] == [c.text for c in found.choices[2:]]
+    assert one.choices[0].text != one.choices[1].text
+
+
+def test_prompts_may_be_token_ids(client: OpenAI, demo_model: dsv3.Model, wanted: Any) -> None:
+    ids = demo_model.tokenizer.encode(PROMPT)
+    for prompt in (ids, [ids]):
+        found = client.completions.create(model="demo", prompt=prompt, max_tokens=20, temperature=0)
+        assert found.choices[0].text == wanted.text
+    echoed = client.completions.create(model="demo", prompt=PROMPT, max_tokens=20, temperature=0, echo=True)
+    assert echoed.choices[0].text == PROMPT + wanted.text
+
+
+def test_stop_strings_end_and_are_not_shown(client: OpenAI, wanted: Any) -> None:
+    word = wanted.text.split()[4]
+    for stream in (False, True):
+        found = client.completions.create(model="demo", prompt=PROMPT, max_tokens=20, temperature=0, stop=[word], stream=stream)
+        parts = list(found) if stream else [found]
+        assert "".join(p.choices[0].text for p in parts) == wanted.text[: wanted.text.index(word)]
+        assert parts[-1].choices[0].finish_reason == "stop"
+
+
+def test_log_probabilities_of_completions(client: OpenAI, wanted: Any) -> None:
+    found = client.completions.create(model="demo", prompt=PROMPT, max_tokens=20, temperature=0, logprobs=3)
+    logprobs = found.choices[0].logprobs
+    assert logprobs is not None and len(logprobs.tokens) == 20 and "".join(logprobs.tokens) == wanted.text
+    assert all(max(top.values()) == own for top, own in zip(logprobs.top_logprobs, logprobs.token_logprobs, strict=True))
+    assert logprobs.text_offset[1] == len(logprobs.tokens[0])
+    chunks = list(client.completions.create(model="demo", prompt=PROMPT, max_tokens=20, temperature=0, logprobs=3, stream=True))
+    streamed = [t for c in chunks if c.choices[0].logprobs for t in c.choices[0].logprobs.tokens]
+    assert streamed == logprobs.tokens
+
+
+def test_a_schema_is_kept_to(client: OpenAI) -> None:
+    schema = {
+        "type": "object", "properties": {"name": {"type": "string", "maxLength": 9}, "age": {"type": "integer", "maximum": 99}},
+        "required": ["name", "age"], "additionalProperties": False,
+    }  # fmt: skip
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}
+    for extra in ({}, {"draft_tokens": 3}):
+        found = client.completions.create(
+            model="demo", prompt=PROMPT, max_tokens=300, temperature=0.7, seed=1, extra_body={"response_format": form, **extra}
+        )
+        person = json.loads(found.choices[0].text)
+        assert set(person) == {"name", "age"} and isinstance(person["age"], int) and found.choices[0].finish_reason == "stop"
