@@ -58,9 +58,9 @@ _MEANS: dict[_Marker, set[_State]] = {
 class Splitter:
     """Token ids in, events out, each token at once and in constant time.
 
-    syntax: what stands between the markers that begin and end a call. "v3" (V3, R1): "function", `<｜tool▁sep｜>`, the name, and
-    on lines of its own the arguments in a ```json fence; "v3.1": the name, `<｜tool▁sep｜>`, the arguments; None: no calls.
-    reasoning: the prompt ended within the reasoning.
+    syntax: what stands between the markers that begin and end a call. "v3" (V3, R1): "function", `<｜tool▁sep｜>`, the name,
+    then the arguments in a ```json fence; "v3.1": the name, `<｜tool▁sep｜>`, the arguments; None: no calls. reasoning: the
+    prompt ended within the reasoning.
 
     Markers are found by their ids; text that only looks like one is text, and so is a marker where it means nothing. Texts of
     events join to the decoded tokens without the markers, the white space between calls, and V3's "function" and fences. A
