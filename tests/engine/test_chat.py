@@ -248,6 +248,22 @@ def test_a_folders_own_template_is_given_tools_thinking_and_helpers(tmp_path: Pa
 
 
 @pytest.mark.parametrize(
+    ("own", "said"),
+    [
+        ("<{{ c }}>", "think"), ("<{{ c }}>", "/think"), ("<{{ c }}", "think>"), ("{{ c }}>", "</think"),
+        ("{{ c }}｜User｜>", "<"), ("<｜User｜{{ c }}", ">"), ("<｜{{ c }}｜>", "User"),
+    ],
+)  # fmt: skip
+def test_said_text_and_a_templates_text_make_no_control_token_together(own: str, said: str) -> None:
+    real = deepseek_tokenizer()
+    tokenizer = Tokenizer(real._inner, real._settings, own.replace("c }}", "messages[0].content }}"))
+    found = ChatFormat.of(tokenizer).prompt([{"role": "user", "content": said}])
+    assert found.text == own.replace("{{ c }}", said)
+    assert max(found.ids) < 128000 and deepseek_tokenizer().decode(found.ids) == found.text
+    assert max(deepseek_tokenizer().encode_plain(found.text)) >= 128000
+
+
+@pytest.mark.parametrize(
     ("own", "error", "match"),
     [
         ("{{ raise_exception('no ' ~ messages[0].role) }}", dsv3.UsageError, "no user"),

@@ -46,6 +46,18 @@ def test_pieces_join_for_broken_characters_and_special_tokens_among_them(name: s
     assert "".join(pieces_of(tokenizer, ids)) == tokenizer.decode(ids)
 
 
+@settings(max_examples=60, deadline=None)
+@given(NAMES, st.data())
+def test_pieces_join_for_long_runs_without_a_character(name: str, data: st.DataObject) -> None:
+    tokenizer = tokenizer_of(name)
+    high = byte_ids(tokenizer)[128:]
+    pattern = data.draw(st.lists(st.sampled_from([*high, 0]), min_size=1, max_size=5))
+    ids = [*data.draw(st.lists(st.sampled_from(high), max_size=5)), *pattern * 60, *tokenizer.encode_literal("so é")]
+    pieces = pieces_of(tokenizer, ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert pieces[-1] == "", "what follows is shown at once"
+
+
 @settings(max_examples=150, deadline=None)
 @given(NAMES, st.text(max_size=30), st.data())
 def test_a_cut_text_is_shown_as_far_as_its_characters_go(name: str, text: str, data: st.DataObject) -> None:

@@ -98,6 +98,9 @@ def test_calls_that_are_not_quite_so() -> None:
     assert of(f"{CALLS}{CALL}f{SEP}{{}}{END_CALL}{END_CALLS}", "v3") == [*f, END], "V3.1's form in V3"
     assert of(f"{CALLS}{CALL}function{SEP}f\n{{}}{END_CALL}{END_CALLS}", "v3") == [*f, END], "no fence"
     assert of(f"{CALLS}{CALL}function{SEP}f{END_CALL}{END_CALLS}", "v3") == [("call", 0, "f"), END], "no arguments"
+    assert of(v31("function", "{}"), "v3.1") == [("call", 0, "function"), ("arguments", 0, "{}"), END]
+    fenced = f"{{}}\n```{END_CALL}{END_CALLS}"
+    assert of(f"{CALL}f{SEP}{fenced}", "v3.1") == [("call", 0, "f"), ("arguments", 0, "{}\n```"), END], "V3.1 has no fence"
     assert of(f"{CALLS}{CALL}f{SEP}{{}}{CALL}g{SEP}1{END_CALLS}so", "v3.1") == [
         *f, ("call", 1, "g"), ("arguments", 1, "1"), ("content", None, "so"), END,
     ]  # fmt: skip

@@ -151,7 +151,7 @@ class Splitter:
             return self._begin(held, _State.BETWEEN)
         if state in (_State.TYPE, _State.NAME):
             return [Event("content", held)] if held else []
-        if not tail or (self._fenced and tail == _CLOSE):
+        if tail in ("", _CLOSE):
             return []
         return [Event("arguments", tail, self._calls - 1)]
 
