@@ -39,7 +39,8 @@ def test_the_wheel_carries_configs_and_template(built: Path) -> None:
     names = _names(wheel)
     for name in (
         "dsv3/_resources/configs/demo/model.safetensors", "dsv3/_resources/configs/models/671B.json",
-        "dsv3/_resources/configs/templates/deepseek_v3.jinja", "dsv3/_resources/plugins/template/pyproject.toml",
+        "dsv3/_resources/configs/templates/deepseek_v3.jinja", "dsv3/_resources/configs/templates/deepseek_v31.jinja",
+        "dsv3/_resources/plugins/template/pyproject.toml",
         "dsv3/py.typed", "dsv3_reference/__init__.py", f"dsv3-{dsv3.__version__}.dist-info/licenses/LICENSE",
     ):  # fmt: skip
         assert name in names

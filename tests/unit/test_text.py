@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dsv3
-from dsv3.engine.text import Detokenizer, StopFinder, Tokenizer
+from dsv3.engine.chat import ChatFormat
+from dsv3.engine.text import StopFinder, Tokenizer
 from dsv3.resources import resources
 
 
@@ -31,17 +32,6 @@ def model() -> dsv3.Model:
 
 
 TOKENIZER = Tokenizer.from_folder(resources("configs", "demo"))
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.lists(st.integers(0, 4095), max_size=25))
-def test_pieces_join_to_the_whole_text_for_any_ids(ids: list[int]) -> None:
-    assert TOKENIZER is not None
-    growing = Detokenizer(TOKENIZER)
-    pieces = [growing.push(i) for i in ids]
-    assert not any(p.endswith("\ufffd") and TOKENIZER.decode(ids)[: len("".join(pieces[: n + 1]))] != "".join(pieces[: n + 1])
-                   for n, p in enumerate(pieces))  # fmt: skip
-    assert "".join(pieces) + growing.finish() == TOKENIZER.decode(ids)
 
 
 @settings(max_examples=100, deadline=None)
@@ -158,7 +148,7 @@ def test_the_default_template_is_deepseeks(tokenizer: Tokenizer, model: dsv3.Mod
         {"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Hello"}, {"role": "user", "content": "Bye"},
     ]  # fmt: skip
-    assert tokenizer.render(messages) == (
+    assert ChatFormat.of(tokenizer).render(messages) == (
         "<｜begin▁of▁sentence｜>Be kind.<｜User｜>Hi<｜Assistant｜>Hello<｜end▁of▁sentence｜><｜User｜>Bye<｜Assistant｜>"
     )
     ids = model.chat_ids(messages)
@@ -178,12 +168,12 @@ def test_a_models_own_template_is_used_in_a_sandbox(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings_, "chat_template": own}))
     found = Tokenizer.from_folder(tmp_path)
     assert found is not None
-    assert found.render([{"role": "user", "content": "x"}]) == "<｜begin▁of▁sentence｜>[user]x"
+    assert ChatFormat.of(found).render([{"role": "user", "content": "x"}]) == "<｜begin▁of▁sentence｜>[user]x"
     (tmp_path / "chat_template.jinja").write_text("{{ ''.__class__.__mro__[1].__subclasses__() }}")
     hostile = Tokenizer.from_folder(tmp_path)
     assert hostile is not None
     with pytest.raises(dsv3.UsageError, match="unsafe"):
-        hostile.render([{"role": "user", "content": "x"}])
+        ChatFormat.of(hostile).render([{"role": "user", "content": "x"}])
 
 
 def test_streams_can_be_open_together_and_leave_no_mode_behind(model: dsv3.Model) -> None:

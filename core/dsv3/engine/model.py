@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import secrets
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from collections.abc import Sequence as Many
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dsv3.engine.cache import Run
+from dsv3.engine.chat import ChatFormat
 from dsv3.engine.engine import PREFILL_TOKENS, Engine, failed
 from dsv3.engine.executor import Executor
 from dsv3.engine.grammar import Grammar
@@ -38,6 +39,7 @@ class Model(Executor):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.tokenizer: Tokenizer | None = None
+        self._chat: tuple[Tokenizer, ChatFormat] | None = None
         self._lock = threading.Lock()
         self._engine: Engine | None = None
 
@@ -211,17 +213,24 @@ class Model(Executor):
 
         return steps()
 
-    def chat(self, messages: Many[Mapping[str, str]], **options: Any) -> Generation:
-        """Answer a conversation of {"role", "content"} messages, through the model's chat template."""
-        result: Generation = self.generate(self.chat_ids(messages), **options)
+    def chat(self, messages: Many[Mapping[str, Any]], *, thinking: bool | None = None, **options: Any) -> Generation:
+        """Answer a conversation of {"role", "content"} messages, through the model's chat template; thinking as there."""
+        result: Generation = self.generate(self.chat_ids(messages, thinking=thinking), **options)
         return result
 
-    def chat_ids(self, messages: Many[Mapping[str, str]]) -> list[int]:
-        """The token ids of a conversation, ready for the assistant's turn."""
+    @property
+    def chat_format(self) -> ChatFormat:
+        """How this model reads conversations. UsageError if it has no way to."""
         tokenizer = self._needs_tokenizer()
-        if isinstance(messages, str | Mapping) or not isinstance(messages, Iterable):
-            raise UsageError(f'{messages!r} is no list of {{"role": ..., "content": ...}} messages')
-        return tokenizer.encode_plain(tokenizer.render(messages))
+        if self._chat is None or self._chat[0] is not tokenizer:
+            self._chat = (tokenizer, ChatFormat.of(tokenizer))
+        return self._chat[1]
+
+    def chat_ids(
+        self, messages: Many[Mapping[str, Any]], *, tools: Many[Mapping[str, Any]] | None = None, thinking: bool | None = None
+    ) -> list[int]:
+        """The token ids of a conversation, ready for the assistant's turn; see `ChatFormat.prompt`."""
+        return self.chat_format.ids(messages, tools=tools, thinking=thinking)
 
     def warm_up(
         self, batch: int = 1, progress: bool | None = None, *, tokens: int = 512, draft: Literal["mtp"] | None = None

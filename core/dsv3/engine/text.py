@@ -1,4 +1,4 @@
-"""Between text and tokens: the tokenizer, incremental decoding, stop strings, chat templates."""
+"""Between text and tokens: the tokenizer, incremental decoding, stop strings."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from typing import Any
 
 from dsv3.checkpoint.layout import read_json, read_text
 from dsv3.errors import CheckpointError, UsageError
-from dsv3.resources import resources
 
 _REPLACEMENT = "\ufffd"
+_WINDOW = 64  # tokens decoded anew with each one, at most, while a character is unfinished
+_ENCODER = Path("encoding", "encoding_dsv32.py")
 
 
 class Tokenizer:
-    """A folder's tokenizer.json and tokenizer_config.json. `bos` and `eos` are token ids, None if unknown."""
+    """A folder's tokenizer.json and tokenizer_config.json.
 
-    def __init__(self, inner: Any, settings: Mapping[str, Any], template: str | None) -> None:
+    bos, eos: token ids, None if unknown. template: the folder's own chat template, None if it has none. encoder: whether the
+    folder renders conversations by Python code (which is never run) instead, as DeepSeek-V3.2 does.
+    """
+
+    def __init__(self, inner: Any, settings: Mapping[str, Any], template: str | None, encoder: bool = False) -> None:
         self._inner = inner
         self._settings = settings
-        self._template = template
+        self.template = template
+        self.encoder = encoder
         self.for_grammars: Any = None  # see `Grammar.of`
         self.bos = self._token("bos_token")
         self.eos = self._token("eos_token")
+        self._special = frozenset(i for i, token in inner.get_added_tokens_decoder().items() if token.special)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Tokenizer | None:
@@ -44,11 +51,20 @@ class Tokenizer:
         settings = read_json(settings_path) if settings_path.exists() else {}
         for name in ("bos_token", "eos_token"):
             _check_token(settings, name, inner)
-        return cls(inner, settings, _template(folder, settings))
+        return cls(inner, settings, _template(folder, settings), (folder / _ENCODER).exists())
 
     def _token(self, name: str) -> int | None:
-        text = _token_text(self._settings, name)
+        text = self.token_text(name)
         return self._inner.token_to_id(text) if text else None
+
+    def token_text(self, name: str) -> str:
+        """The text of "bos_token" or "eos_token", "" if there is none."""
+        return _token_text(self._settings, name)
+
+    def token_id(self, text: str) -> int | None:
+        """The id of a token, None if this is no token."""
+        found = self._inner.token_to_id(text)
+        return None if found is None else int(found)
 
     @property
     def size(self) -> int:
@@ -64,6 +80,17 @@ class Tokenizer:
         """Every token, added ones included, and its id."""
         return dict(self._inner.get_vocab())
 
+    @property
+    def control(self) -> list[str]:
+        """The tokens that structure a conversation and must not come from what somebody says in it, longest first.
+
+        DeepSeek's tokenizer marks only a few as special: `<｜User｜>`, `<think>` and the tool markers are ordinary added
+        tokens. Hence also every added token in angle brackets counts.
+        """
+        added = self._inner.get_added_tokens_decoder().values()
+        found = {t.content for t in added if t.special or (t.content[:1] == "<" and t.content[-1:] == ">")}
+        return sorted((t for t in found if len(t) > 1), key=lambda t: (-len(t), t))
+
     def encode(self, text: str) -> list[int]:
         """Token ids, BOS first (once). UsageError for text that is no Unicode (lone surrogates)."""
         check_unicode(text)
@@ -76,6 +103,24 @@ class Tokenizer:
         """Token ids of text that already holds its special tokens."""
         check_unicode(text)
         return list(self._inner.encode(text, add_special_tokens=False).ids)
+
+    def encode_literal(self, text: str) -> list[int]:
+        """Token ids of text in which nothing is a special token, whatever it looks like.
+
+        The library's `encode_special_tokens` would leave the added tokens that are not marked special, and it is a mode that
+        threads would share. This goes past the added tokens altogether: normalise, split, then the model's own merges.
+        """
+        check_unicode(text)
+        if self._inner.normalizer is not None:
+            text = self._inner.normalizer.normalize_str(text)
+        split = self._inner.pre_tokenizer
+        pieces = [text] if split is None else [piece for piece, _ in split.pre_tokenize_str(text)]
+        model = self._inner.model
+        return [int(token.id) for piece in pieces for token in model.tokenize(piece)]
+
+    def silent(self, token: int) -> bool:
+        """Whether `decode` leaves this id out."""
+        return token in self._special or self._inner.id_to_token(int(token)) is None
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are left out."""
@@ -92,20 +137,6 @@ class Tokenizer:
         if name is not None and all(letter in table for letter in name):
             return bytes(table[letter] for letter in name)
         return self.piece_text(token).encode("utf-8", "replace")
-
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt that a conversation becomes, ready for the assistant's turn; it holds BOS. UsageError for
-        messages that are not {"role", "content"}, or where the model has neither a template nor DeepSeek's
-        markers."""
-        for message in messages:
-            if not isinstance(message, Mapping) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-                raise UsageError(f'a chat message is {message!r}; expected {{"role": ..., "content": ...}}')
-        template = self._template
-        if template is None:
-            if self._inner.token_to_id("<｜User｜>") is None:
-                raise UsageError("this model has no chat template; use a plain prompt")
-            template = resources("configs", "templates", "deepseek_v3.jinja").read_text(encoding="utf-8")
-        return _render(template, messages, self._settings)
 
 
 @functools.cache
@@ -164,43 +195,47 @@ def _template(folder: Path, settings: Mapping[str, Any]) -> str | None:
     return found
 
 
-def _render(template: str, messages: Sequence[Mapping[str, str]], settings: Mapping[str, Any]) -> str:
-    from jinja2 import TemplateError
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def refuse(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = refuse
-    values = {name: _token_text(settings, name) for name in ("bos_token", "eos_token")}
-    try:
-        return environment.from_string(template).render(messages=list(messages), add_generation_prompt=True, **values)
-    except TemplateError as error:
-        raise UsageError(f"the chat template refuses these messages: {error}") from error
-
-
 class Detokenizer:
     """Text of a growing list of ids, in pieces that never end within a character; the pieces join to the whole decoded text."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._from = self._upto = 0
-        self._sent = 0
+        self._sent = 0  # characters returned
+        self._window: list[int] = []  # the last ids with text
+        self._shown = 0  # characters of the window's text that were returned
+        self._last = 0  # where in the window the last piece begins
 
     def push(self, token: int) -> str:
         """The text that this token completes."""
         self._ids.append(token)
-        # Decoding starts one piece back, because a piece may depend on the one before it, and never at the beginning again.
-        before = self._tokenizer.decode(self._ids[self._from : self._upto])
-        after = self._tokenizer.decode(self._ids[self._from :])
-        if after.endswith(_REPLACEMENT) or len(after) <= len(before):
+        if self._tokenizer.silent(token):
             return ""
-        self._from, self._upto = self._upto, len(self._ids)
-        piece = after[len(before) :]
+        self._window.append(token)
+        text = self._tokenizer.decode(self._window)
+        # What may still become another character are the last bytes, up to three, which show as replacement characters.
+        settled = len(text) - min(3, len(text) - len(text.rstrip(_REPLACEMENT)))
+        piece = text[self._shown : settled]
+        self._shown = max(self._shown, settled)
         self._sent += len(piece)
+        if piece and settled == len(text):
+            # Decoding starts one piece back, because a piece may depend on the one before it, and never at the beginning again.
+            del self._window[: self._last]
+            self._last = len(self._window)
+            self._shown = len(self._tokenizer.decode(self._window))
+        elif len(self._window) % _WINDOW == 0:
+            self._shorten(text)
         return piece
+
+    def _shorten(self, text: str) -> None:
+        """Drop the older half of a window whose text has had no settled end for long: a model that never completes a character
+        would have all of them decoded again with each token."""
+        tail = self._tokenizer.decode(self._window[_WINDOW // 2 :])
+        # Both end alike, and by more than the bytes that one character can have, so both go on alike.
+        if len(tail) > 8 and text.endswith(tail[4:]):
+            self._shown = max(0, self._shown - (len(text) - len(tail)))
+            del self._window[: _WINDOW // 2]
+            self._last = 0
 
     def finish(self) -> str:
         """What is left: an unfinished character, as the whole text shows it."""
