@@ -93,7 +93,8 @@ export async function* chunks(body, signal) {
     for await (const data of events(response.body)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw new Problem(chunk.error.message || "The server gave up on this answer.");
+      const { error } = chunk;
+      if (error) throw new Problem(error.message || "The server gave up on this answer.", "The server's log may say more.");
       yield chunk;
     }
   } catch (error) {

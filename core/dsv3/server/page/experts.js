@@ -90,7 +90,9 @@ function draw() {
   if (pointed) {
     pen.strokeStyle = colours.text;
     pen.lineWidth = 2;
-    pen.strokeRect(LEFT + pointed.column * wide - 0.5, Math.max(1, pointed.row * high - 0.5), wide, high);
+    const out = wide > 5 ? 0 : 2; // around a cell too small to see
+    const [x, y] = [LEFT + pointed.column * wide - 0.5 - out, Math.max(1, pointed.row * high - 0.5 - out)];
+    pen.strokeRect(x, y, wide + 2 * out, high + 2 * out);
   }
 }
 
@@ -100,7 +102,7 @@ function drawNames(pen, width, colour) {
   pen.font = "11px system-ui, sans-serif";
   pen.textBaseline = "middle";
   const every = Math.ceil(14 / high);
-  load.layers.forEach(({ layer }, row) => row % every === 0 && pen.fillText(layer, 0, row * high + high / 2));
+  load.layers.forEach(({ layer }, row) => row % every === 0 && pen.fillText(layer, 0, Math.max(6, row * high + high / 2)));
   pen.fillText("expert 0", LEFT, rows * high + 10);
   pen.textAlign = "right";
   pen.fillText(columns - 1, width, rows * high + 10);
@@ -110,7 +112,7 @@ function drawNames(pen, width, colour) {
 function point(row, column) {
   const { layer, counts, shares: over } = load.layers[row] ?? {};
   pointed = counts?.[column] === undefined ? null : { row, column };
-  const told = pointed && `Layer ${layer}, expert ${column}: chosen for ${plural(counts[column], "token")}`;
+  const told = pointed && `Layer ${layer}, expert ${column}: ${plural(counts[column], "token")}`;
   $("cell").textContent = pointed ? `${told}, ${over[column].toFixed(2)}× even load` : "";
   draw();
 }
@@ -138,11 +140,13 @@ export function expertPanel() {
   });
   $("load-close").addEventListener("click", close);
   $("load").addEventListener("keydown", (event) => event.key === "Escape" && (event.stopPropagation(), close()));
-  $("heat").addEventListener("pointermove", (event) => {
+  const pointAt = (event) => {
     const { high, wide } = grid();
     point(Math.floor(event.offsetY / high), Math.floor((event.offsetX - LEFT) / wide));
-  });
-  $("heat").addEventListener("pointerleave", () => point(-1, -1));
+  };
+  $("heat").addEventListener("pointermove", pointAt);
+  $("heat").addEventListener("pointerdown", pointAt);
+  $("heat").addEventListener("pointerleave", (event) => event.pointerType === "mouse" && point(-1, -1));
   $("heat").addEventListener("keydown", keys);
   new ResizeObserver(draw).observe($("heat"));
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);

@@ -37,7 +37,7 @@ export function openSettings(focused = "temperature") {
 /** What the model says of itself, in the settings' words. */
 export function describe(model) {
   const room = model.max_model_len;
-  $("max_tokens-help").textContent = room ? `With the conversation at most ${room.toLocaleString("en")}.` : "";
+  $("max_tokens-help").textContent = room ? `In tokens; with the conversation at most ${room.toLocaleString("en")}.` : "In tokens.";
   $("thinking-row").hidden = model.thinking !== true;
 }
 

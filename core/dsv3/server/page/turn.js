@@ -60,6 +60,7 @@ function drawThought(turn) {
   show(text, turn.thought);
 }
 
+const SETTLED = 500; // ms of answer after which a rate means something
 const rate = (n) => `${n.toFixed(n < 10 ? 2 : n < 100 ? 1 : 0)} tokens/s`;
 
 /** [text, explanation] of each figure under an answer: the server's own once it has sent them, before that what shows here. */
@@ -71,7 +72,7 @@ function figures(turn) {
   if (usage) found.push([plural(usage.completion_tokens, "token"), `After ${plural(usage.prompt_tokens, "token")} of prompt`]);
   if (exact?.decode_tok_s) {
     found.push([rate(exact.decode_tok_s), "Of decoding, measured by the server"]);
-  } else if (pieces > 1 && last > first) {
+  } else if (last - first > SETTLED) {
     const least = rate((1000 * (pieces - 1)) / (last - first));
     found.push([`≥ ${least}`, "Pieces of text that arrived; a piece is one token or more"]);
   }
@@ -105,7 +106,8 @@ function ending(turn) {
 export function drawProblem(turn, problem, actions) {
   const box = node("div", "problem");
   box.setAttribute("role", "alert");
-  box.append(node("strong", "", problem.message.replace(/[^.!?…]$/, "$&.")), problem.advice ? ` ${problem.advice}` : "", node("br"));
+  const message = problem.message.replace(/[^.!?…]$/, "$&.");
+  box.append(node("strong", "", message), problem.advice ? ` ${problem.advice}` : "", node("br"));
   if (problem.kind === "key") box.append(button("Enter the key", actions.key));
   if (problem.kind !== "change") box.append(button("Ask again", actions.again));
   box.append(button("Edit the message", actions.edit));
