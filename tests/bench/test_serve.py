@@ -268,6 +268,8 @@ def test_no_more_at_once_than_allowed() -> None:
     samples, server = asyncio.run(go(3))
     assert server.most == 3 and [s.index for s in samples] == list(range(9)) and all(s.error is None for s in samples)
     assert max(s.start - s.planned for s in samples) > 0.15  # two rounds of five writes were waited for
+    assert outcome(samples, Goal()).notes == []
+    samples[1].planned = 0.01
     assert any("the rate was not kept" in note for note in outcome(samples, Goal()).notes)
     assert sorted(map(str, (a["prompt"] for a in server.asked))) == sorted(str(q.prompt) for q in plan(
         9, math.inf, Lengths(2, 2), Lengths(3, 3), 99, seed=0))  # fmt: skip

@@ -129,11 +129,11 @@ def shown(found: Outcome, head: str, goal: Goal) -> str:
     """Latencies, rates, errors, notes."""
     parts = [head]
     if found.spreads:
-        rows = [("ms", "median", "p90", "p99", "worst", "measured")]
+        rows: list[tuple[str, ...]] = [("ms", "median", "p90", "p99", "worst", "measured")]
         for name, s in found.spreads.items():
             rows.append((_NAMES[name], *(number(1e3 * v) for v in (s.median, s.p90, s.p99, s.worst)), f"{s.count:,}"))
         parts.append(aligned(rows))
-    parts.append(aligned(_rates(found, goal)))
+    parts.append(aligned(_rates(found, goal), last=True))
     if found.errors:
         parts.append(aligned([("errors", "requests"), *((kind, f"{n:,}") for kind, n in found.errors.items())]))
     if found.notes:

@@ -121,7 +121,7 @@ def notes(samples: Sequence[Sample], whole: Sequence[Sample]) -> list[str]:
     """What a reader of the figures has to know."""
     found = []
     late = max(s.start - s.planned for s in samples)
-    if late > _LATE:
+    if late > _LATE and any(s.planned for s in samples):  # all at once under a cap is no rate to keep
         found.append(f"requests began up to {late:.1f} s after they were due: the rate was not kept")
     if short := [s for s in whole if s.tokens < s.asked_tokens]:
         found.append(f"{len(short)} answers are shorter than asked for; does the server know ignore_eos?")

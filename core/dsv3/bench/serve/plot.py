@@ -22,7 +22,7 @@ svg { font-size: 11px }
 .line, .other { stroke-width: 2; stroke-linejoin: round }
 .goal { stroke-dasharray: 4 4 }
 """,
-    ".line{stroke:first} .other{stroke:second} .goal{stroke:soft}",
+    ".line{stroke:first} .other{stroke:second} .goal{stroke:soft} .ofline{fill:first} .ofother{fill:second}",
 )
 
 
@@ -40,8 +40,10 @@ def svg(found: Outcome, samples: Sequence[Sample], title: str, goal: Goal) -> st
     return page(WIDTH, HEIGHT, "dsv3 bench serve: latencies and throughput", _STYLE, parts)
 
 
-def _frame(x: Axis, y: Axis, across: Sequence[float], up: Sequence[float], name: str, unit: str) -> list[str]:
-    """Grid, numbers, the name of each axis. unit: of y."""
+def _frame(
+    x: Axis, y: Axis, across: Sequence[float], up: Sequence[float], name: str, unit: str, style: str = "soft"
+) -> list[str]:
+    """Grid, numbers, the name of each axis. unit: of y, in its style."""
     parts = []
     for value in across:
         parts += [line(x.at(value), y.end, x.at(value), y.start, "grid")]
@@ -49,28 +51,35 @@ def _frame(x: Axis, y: Axis, across: Sequence[float], up: Sequence[float], name:
     for value in up:
         parts += [line(x.start, y.at(value), x.end, y.at(value), "grid")]
         parts += [text(x.start - 7, y.at(value) + 4, tick_text(value), anchor="end")]
-    return [*parts, text((x.start + x.end) / 2, y.start + 34, name, anchor="middle"), text(x.start - 40, y.end - 10, unit)]
+    return [
+        *parts,
+        text((x.start + x.end) / 2, y.start + 34, name, anchor="middle"),
+        text(x.start - 40, y.end - 10, unit, style),
+    ]
 
 
 def _shares(values: Sequence[float], name: str, left: float, right: float, goal: float | None) -> list[str]:
-    """The share of values at or below, in percent, with the median and p99 named."""
+    """The share of values at or below, in percent, up to twice the p99: a single straggler would flatten all others."""
     y = Axis(0, 100, 310.0, 122.0)
     s = sorted(values)
     up = [0.0, 25.0, 50.0, 75.0, 100.0]
     if not s:
         return [*_frame(Axis(0, 1, left, right), y, [], up, name, "% of all"), text(left + 10, 220, "nothing was measured")]
-    across = ticks(0.0, max(s[-1], 1e-3), 5)
+    middle, high = quantile(s, 0.5), quantile(s, 0.99)
+    across = ticks(0.0, max(min(s[-1], 2 * high), 1e-3), 5)
     x = Axis(across[0], across[-1], left, right)
     steps = [(x.start, y.start)]
     for k in range(min(_POINTS, len(s))):
         n = k if len(s) <= _POINTS else round(k * (len(s) - 1) / (_POINTS - 1))
+        if s[n] > x.high:
+            break
         steps += [(x.at(s[n]), steps[-1][1]), (x.at(s[n]), y.at(100 * (n + 1) / len(s)))]
     parts = [*_frame(x, y, across, up, name, "% of all"), curve(steps, "line")]
     if goal is not None and 1e3 * goal <= x.high:
         parts += [line(x.at(1e3 * goal), y.end, x.at(1e3 * goal), y.start, "goal")]
-        parts += [text(x.at(1e3 * goal), y.end - 6, "goal", anchor="middle")]
-    middle, high = quantile(s, 0.5), quantile(s, 0.99)
-    return [*parts, text(right, y.end - 10, f"median {middle:,.3g}, p99 {high:,.3g}", "strong", "end")]
+        parts += [text(x.at(1e3 * goal) + 4, y.start - 6, "goal")]
+    said = f"median {middle:,.3g}, p99 {high:,.3g}, worst {s[-1]:,.3g}"
+    return [*parts, text(right, y.end - 10, said, "strong", "end")]
 
 
 def _output(whole: Sequence[Sample], start: float, seconds: float) -> list[str]:
@@ -87,9 +96,9 @@ def _output(whole: Sequence[Sample], start: float, seconds: float) -> list[str]:
     x = Axis(0.0, max(across[-1], seconds), 64.0, 696.0)
     up, right = ticks(0.0, max(*tokens, 1.0), 4), ticks(0.0, max(math.ceil(max(under_way)), 1), 4)
     y, other = Axis(0.0, up[-1], 570.0, 392.0), Axis(0.0, right[-1], 570.0, 392.0)
-    parts = _frame(x, y, across, up, "seconds", "tokens/s")
+    parts = _frame(x, y, across, up, "seconds", "tokens/s", "ofline")
     parts += [text(x.end + 7, other.at(value) + 4, tick_text(value)) for value in right]
-    parts += [text(736.0, other.end - 10, "requests under way", anchor="end")]
+    parts += [text(736.0, other.end - 10, "requests under way", "ofother", "end")]
     for values, axis, style in ((under_way, other, "other"), (tokens, y, "line")):
         steps = [(x.at((n + end) * wide), axis.at(value)) for n, value in enumerate(values) for end in (0, 1)]
         parts.append(curve(steps, style))
