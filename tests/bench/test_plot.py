@@ -13,8 +13,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from dsv3.bench.plot import HEIGHT, WIDTH, check_plot, svg, write_plot
+from dsv3.bench.plot import HEIGHT, WIDTH, svg, write_plot
 from dsv3.bench.results import Point
+from dsv3.drawing.save import check_plot
 from dsv3.errors import UsageError
 from tests.bench.test_compare import SLOW, result
 

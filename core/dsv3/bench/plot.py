@@ -3,15 +3,14 @@ SVG that needs nothing else, light or dark as its viewer is."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from dsv3.bench.results import Point, Result
 from dsv3.drawing.axes import Axis, curve, escaped, line, power_text, short, text
-from dsv3.drawing.page import light_only, page, stylesheet
+from dsv3.drawing.page import page, stylesheet
+from dsv3.drawing.save import check_plot, save
 from dsv3.errors import UsageError
 
 WIDTH, HEIGHT = 760, 560
@@ -29,28 +28,12 @@ svg { font-size: 11px }
 )
 
 
-def check_plot(path: Path) -> None:
-    """UsageError for a format that cannot be written here, before anything is measured."""
-    suffix = path.suffix.lower()
-    if suffix not in (".svg", ".png"):
-        raise UsageError(f"--plot {str(path)!r}: SVG is written, or PNG; name a file that ends in .svg")
-    if suffix == ".png" and importlib.util.find_spec("cairosvg") is None:
-        raise UsageError(f"--plot {str(path)!r}: PNG needs cairosvg; pip install cairosvg, or name a file that ends in .svg")
-
-
 def write_plot(result: Result, path: Path) -> None:
     """Whole or not at all."""
     check_plot(path)
     if not result.points:
         raise UsageError(f"--plot: `dsv3 bench {result.what}` has nothing with FLOP to draw; plot decode, prefill or ops")
-    drawn, part = svg(result), path.with_name(f".{path.name}.part")
-    if path.suffix.lower() == ".png":
-        import cairosvg
-
-        cairosvg.svg2png(bytestring=light_only(drawn).encode(), write_to=str(part), scale=2)
-    else:
-        part.write_text(drawn, encoding="utf-8")
-    os.replace(part, path)
+    save(svg(result), path)
 
 
 def svg(result: Result) -> str:

@@ -23,6 +23,7 @@ def bench(parser: argparse.ArgumentParser) -> None:
     )
     ops.add_argument("--phase", choices=["decode", "prefill"], default="decode", help="(default: decode)")
     _peers(what)
+    _serve(what)
     _dispatch(what)
     _aot(what)
     for made in what.choices.values():
@@ -71,6 +72,28 @@ def _peers(what: Any) -> None:
     made.add_argument("--timeout", type=int, default=1800, metavar="S", help="of one engine (default: 1800)")
     made.add_argument("--work", metavar="DIR", help="keep the GGUF files there (default: a folder that is removed)")
     made.add_argument("--json", metavar="FILE", help="write all figures there")
+
+
+def _serve(what: Any) -> None:
+    text = "a running server under load: waiting times, throughput, and requests that kept their goal"
+    made = what.add_parser("serve", help=text, description=text)
+    add = made.add_argument
+    add("--url", default="http://127.0.0.1:8000", help="of the server (default: http://127.0.0.1:8000)")
+    add("--key-file", metavar="FILE", help="whose first line is the server's API key")
+    text = "requests a second, arriving at random (Poisson); inf: all at once (default: inf)"
+    add("--rate", type=float, default=float("inf"), metavar="R", help=text)
+    add("--concurrency", type=int, metavar="N", help="under way together at most (default: any number)")
+    add("--requests", type=int, default=100, metavar="N", help="how many (default: 100)")
+    add("--input-tokens", default="128", metavar="N|A-B", help="of a prompt; A-B: uniformly between (default: 128)")
+    add("--output-tokens", default="64", metavar="N|A-B", help="of an answer, its end ignored (default: 64)")
+    text = "prompts are of random ids below N (default: 1000)"
+    add("--vocabulary", type=int, default=1000, metavar="N", help=text)
+    add("--seed", type=int, metavar="N", help="of arrivals, lengths and prompts (default: random)")
+    add("--slo-ttft", type=float, metavar="MS", help="goal of a request: its first token within MS")
+    add("--slo-itl", type=float, metavar="MS", help="goal of a request: on average a token every MS after the first")
+    add("--timeout", type=float, default=600.0, metavar="S", help="of a request (default: 600)")
+    add("--json", metavar="FILE", help="write all figures and every request there")
+    add("--plot", metavar="FILE", help="draw waiting times and throughput there, as .svg (.png with cairosvg)")
 
 
 def _dispatch(what: Any) -> None:

@@ -25,6 +25,10 @@ def main(arguments: argparse.Namespace) -> int:
         from dsv3.cli.bench_peers import main as peers
 
         return peers(arguments)
+    if arguments.bench == "serve":
+        from dsv3.cli.bench_serve import main as serve
+
+        return serve(arguments)
     from dsv3.cli.bench_run import main as workload
 
     return workload(arguments)

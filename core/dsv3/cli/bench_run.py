@@ -66,7 +66,7 @@ def _check(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
     if arguments.plot is not None:
         if arguments.bench == "load":
             raise UsageError("--plot: loading has no FLOP to draw; plot decode, prefill or ops")
-        from dsv3.bench.plot import check_plot
+        from dsv3.drawing.save import check_plot
 
         check_plot(Path(arguments.plot))
 
