@@ -123,9 +123,7 @@ def test_events_are_the_tokens_and_their_text(model: dsv3.Model) -> None:
         assert tokens[: len(found.ids)] == found.ids and len(tokens) <= len(found.ids) + 1
 
 
-def drawn(
-    model: dsv3.Model, rng: random.Random, rules: list[str]
-) -> tuple[list[Request], list[int | None]]:
+def drawn(model: dsv3.Model, rng: random.Random, rules: list[str]) -> tuple[list[Request], list[int | None]]:
     names = rng.choices(rules, k=rng.randint(1, 4))
     requests, aborts = [], []
     for name in names:
