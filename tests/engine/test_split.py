@@ -149,7 +149,7 @@ def streams(draw: st.DrawFn, tokenizer: Tokenizer) -> list[int]:
     return [i for part in draw(st.lists(st.one_of(*one), max_size=40)) for i in part]
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(st.sampled_from(["demo", "deepseek"]), st.sampled_from(SYNTAXES), st.booleans(), st.data())
 def test_any_tokens_come_apart_without_loss(name: str, syntax: Syntax | None, reasoning: bool, data: st.DataObject) -> None:
     tokenizer = tokenizer_of(name)
