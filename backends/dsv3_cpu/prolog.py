@@ -51,7 +51,8 @@ def mla_prolog(
     words = (
         *known.words, x.data_ptr(), *x.shape, *index_words(place), *kept_words(cos_sin), *index_words(to),
         cache.ckv.shape[1], *planes(cache), float_word(float(eps)),
-        config.get("tile") or known.tile(), int(known.snapped), *known.scratch(tokens), q_c.data_ptr(), *q_c.shape, q_pe.data_ptr(), *q_pe.shape,
+        config.get("tile") or known.tile(), int(known.snapped), *known.scratch(tokens),
+        q_c.data_ptr(), *q_c.shape, q_pe.data_ptr(), *q_pe.shape,
     )  # fmt: skip
     key = (x.dtype, cache.ckv.dtype, cache.kpe.dtype)
     program = known.programs.get(key)

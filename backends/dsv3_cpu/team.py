@@ -78,8 +78,8 @@ class Team:
 
 
 def _pin(number: int) -> None:
-    """With DSV3_CPU_PIN set, thread `number` of a team stays on one processor: of those that the process may use, the one of that
-    place. The caller's own thread, number 0, is left where it is."""
+    """With DSV3_CPU_PIN set, thread `number` of a team stays on one processor: of those that the process may use, the one of
+    that place. The caller's own thread, number 0, is left where it is."""
     if os.environ.get("DSV3_CPU_PIN") and hasattr(os, "sched_setaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         os.sched_setaffinity(threading.get_native_id(), {allowed[number % len(allowed)]})

@@ -78,8 +78,8 @@ def batches(model: dsv3.Model, texts: list[str], tokens: int, repeat: int) -> li
 
 
 def stall(model: dsv3.Model, length: int, beside: int) -> dict[str, float]:
-    """Seconds between the tokens of one request, before a prompt of `length` tokens comes in and while it is read, against what a
-    step with `beside` tokens of it takes by itself."""
+    """Seconds between the tokens of one request, before a prompt of `length` tokens comes in and while it is read, against
+    what a step with `beside` tokens of it takes by itself."""
     engine = model.serve_with(cache_tokens=64 * 128, beside=beside)
     ids = model.prompt_ids("Once upon a time")
     (short,) = model.requests([ids], {"max_new_tokens": 400, "ignore_eos": True})
@@ -128,10 +128,9 @@ def main() -> None:
     found: dict[str, Any] = {"placement": model.placement().summary, "prompts": len(texts)}
     found["drafts"] = drafts(model, texts, a.tokens, a.repeat)
     for row in found["drafts"]:
-        print(
-            f"{row['drafts']} drafts: {row['tokens_s']:7.1f} tokens/s, x {row['speed_up']:.2f}; {row['accepted_share']:.0%} of drafts "
-            f"accepted, {row['accepted_per_step']:.2f} a step; the same tokens: {row['same_tokens']}"
-        )
+        share = f"{row['accepted_share']:.0%} of drafts accepted, {row['accepted_per_step']:.2f} a step"
+        speed = f"{row['tokens_s']:7.1f} tokens/s, x {row['speed_up']:.2f}"
+        print(f"{row['drafts']} drafts: {speed}; {share}; the same tokens: {row['same_tokens']}")
     found["batches"] = batches(model, texts, a.tokens, a.repeat)
     for row in found["batches"]:
         print(f"{row['at_once']:2} at once: {row['tokens_s']:7.1f} tokens/s, x {row['speed_up']:.2f}")

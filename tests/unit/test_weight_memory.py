@@ -68,5 +68,5 @@ def test_pages_are_taken_from_memory_nodes_in_turn() -> None:
         pytest.skip("this system does not let a process say where its memory comes from")
     held[: 4 << 20] = bytes(4 << 20)
     lines = Path("/proc/self/numa_maps").read_text().splitlines()
-    (mine,) = [line for line in lines if line.startswith(f"{raw.ctypes.data:08x} ") or line.startswith(f"{raw.ctypes.data:x} ")]
+    (mine,) = [line for line in lines if line.startswith((f"{raw.ctypes.data:08x} ", f"{raw.ctypes.data:x} "))]
     assert "interleave:" in mine and "anon=" in mine

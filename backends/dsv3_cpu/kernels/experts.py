@@ -72,8 +72,8 @@ def zero_ends(w2, s2, half, h):
 
 @inner
 def mixture(
-    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, experts, offsets, token, factor, used, x, xs, tile, snapped, h,
-    hs, y,
+    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, experts, offsets, token, factor, used, x, xs, tile, snapped,
+    h, hs, y,
 ):  # fmt: skip
     """Both products over all experts of the sorted pairs, and over the shared ones unless they are of no width.
 
@@ -141,8 +141,8 @@ def mixture(
 
 
 def fused(
-    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, snapped, pairs, factor, x, weights, ids, local, arranged, shared,
-    h, hs, y,
+    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, snapped, pairs, factor, x, weights, ids, local,
+    arranged, shared, h, hs, y,
 ):  # fmt: skip
     """Experts of tokens whose routing is known. pairs [3, T * k + 1] int64, factor [T * k]: scratch of the sort; the others as
     `mixture` has them."""
@@ -170,8 +170,8 @@ def prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged,
 
 
 def layer(
-    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, snapped, pairs, factor, x, weights, ids, local, arranged, shared,
-    h, hs, y, gate, gate_scales, bias, logits, for_gate, n_group, kept, mode, group_mode, renormalize, scale,
+    team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, snapped, pairs, factor, x, weights, ids, local,
+    arranged, shared, h, hs, y, gate, gate_scales, bias, logits, for_gate, n_group, kept, mode, group_mode, renormalize, scale,
 ):  # fmt: skip
     """`fused` with its routing: ids and weights are scratch here, logits [T, Eg] and for_gate [T, ..] too."""
     for t in range(me, x.shape[0], crew):

@@ -18,13 +18,14 @@ DOWN, UP, HEADS = 0, 1, 2  # phases
 
 def prolog(
     team, me, crew, q_a, q_a_scales, q_b, q_b_scales, kv_a, kv_a_scales, q_norm, kv_norm, flat, head_stride, row_stride, stride,
-    x, positions, table, slots, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss, eps, tile, snapped, for_q_a, for_kv_a, low,
-    for_q_b, kv, q, q_c, q_pe,
+    x, positions, table, slots, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss, eps, tile, snapped, for_q_a, for_kv_a,
+    low, for_q_b, kv, q, q_c, q_pe,
 ):  # fmt: skip
     """x [T, H] -> q_c [T, Nh, R], q_pe [T, Nh, P], and the cache's rows.
 
     Without a low-rank query q_a has no row, and q_b takes x. flat and its strides: w_uk [Nh, Dn, R]. Scratch, float32: x
-    arranged for both first products, low [T, Rq], arranged for q_b, kv [T, R + P], q [T, Nh (Dn + P)]. snapped: INT8 activations, see `snap`.
+    arranged for both first products, low [T, Rq], arranged for q_b, kv [T, R + P], q [T, Nh (Dn + P)]. snapped: INT8
+    activations, see `snap`.
     """
     tokens, rank = x.shape[0], kv_norm.shape[0]
     for t in range(me, tokens, crew):

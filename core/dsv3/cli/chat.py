@@ -159,10 +159,7 @@ class Conversation:
             raise UsageError("/save takes a file name")
         path, part = Path(name).expanduser(), Path(f"{Path(name).expanduser()}.part")
         found = {"system": self.system, "messages": self.messages}
-        part.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "
-", "utf-8")
-            json.dumps({"system": self.system, "messages": self.messages}, ensure_ascii=False, indent=1) + "\n", "utf-8"
-        )
+        part.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", "utf-8")
         os.replace(part, path)
         _say(f"written to {path}")
 
