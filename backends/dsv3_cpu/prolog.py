@@ -58,7 +58,8 @@ def mla_prolog(
     program = known.programs.get(key)
     if program is None:
         code, plane, keys = (CODES[dtype] for dtype in key)
-        step = f"{code}:2,i4:1,f4:2,i4:1,i,{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i,f,i,i,f4:2,f4:2,f4:2,f4:2,f4:2,f4:2,{code}:3,{code}:3"
+        cached = f"{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i"
+        step = f"{code}:2,i4:1,f4:2,i4:1,i,{cached},f,i,i,f4:2,f4:2,f4:2,f4:2,f4:2,f4:2,{code}:3,{code}:3"
         program = known.programs[key] = _prolog.program(f"{known.signature},{step}")
     run(program, known.bytes, words)
     return q_c, q_pe

@@ -68,7 +68,16 @@ def _chat(parser: argparse.ArgumentParser) -> None:
     placement(parser)
     setting(parser, "threads", "max_new_tokens", "temperature", "top_p", "seed", "draft")
     parser.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    _chat_format(parser)
     parser.add_argument("--no-graphs", action="store_true", help="run decode steps kernel by kernel instead of as a graph")
+
+
+def _chat_format(parser: argparse.ArgumentParser) -> None:
+    families = ["deepseek_v3", "deepseek_r1", "deepseek_v31", "deepseek_v32"]
+    text = (
+        "how conversations are written (default: the folder's own template, else DeepSeek-V3's; name R1's and V3.1's)"
+    )
+    parser.add_argument("--chat-format", choices=families, help=text)
 
 
 def _serve(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +88,7 @@ def _serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="of the model in the API (default: its folder's)")
     text = "API keys, one on each line; more, separated by commas, in DSV3_API_KEYS"
     parser.add_argument("--key-file", metavar="FILE", help=text)
+    _chat_format(parser)
     parser.add_argument("--insecure", action="store_true", help="let other machines in without keys")
     text = "guessed by the MTP module where a request says nothing; same text, fewer steps (default: 0)"
     parser.add_argument("--draft-tokens", type=int, default=0, metavar="N", help=text)

@@ -166,9 +166,9 @@ class Conversation:
     def _load(self, words: list[str]) -> None:
         (name,) = words or [""]
         found = json.loads(Path(name).expanduser().read_text("utf-8"))
-        messages = found.get("messages") if isinstance(found, dict) else None
-        wanted = isinstance(messages, list) and len(messages) % 2 == 0
-        if not wanted or [m.get("role") for m in messages] != ["user", "assistant"] * (len(messages) // 2):
+        messages: Any = found.get("messages") if isinstance(found, dict) else None
+        roles = [m.get("role") for m in messages] if isinstance(messages, list) else [None]
+        if roles != ["user", "assistant"] * (len(roles) // 2):
             raise UsageError(f"{name} is no conversation that /save wrote")
         self.model.chat_ids([*messages, {"role": "user", "content": "?"}])
         self.messages, self.system = messages, found.get("system")

@@ -25,7 +25,9 @@ def load_model(arguments: argparse.Namespace, settings: dict[str, Any], mtp: boo
 
     graphs = False if getattr(arguments, "no_graphs", False) else None
     options = {"threads": settings["threads"], "check": settings["check"], "progress": True, "graphs": graphs, "mtp": mtp}
-    return load(settings["model"], **options, **_placement(arguments, settings))
+    model = load(settings["model"], **options, **_placement(arguments, settings))
+    model.chat_family = getattr(arguments, "chat_format", None)
+    return model
 
 
 def place_model(arguments: argparse.Namespace, settings: dict[str, Any]) -> Placement:

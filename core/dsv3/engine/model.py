@@ -39,6 +39,7 @@ class Model(Executor):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self.tokenizer: Tokenizer | None = None
+        self.chat_family: str | None = None  # see `ChatFormat.of`
         self._chat: tuple[Tokenizer, ChatFormat] | None = None
         self._lock = threading.Lock()
         self._engine: Engine | None = None
@@ -223,7 +224,7 @@ class Model(Executor):
         """How this model reads conversations. UsageError if it has no way to."""
         tokenizer = self._needs_tokenizer()
         if self._chat is None or self._chat[0] is not tokenizer:
-            self._chat = (tokenizer, ChatFormat.of(tokenizer))
+            self._chat = (tokenizer, ChatFormat.of(tokenizer, self.chat_family))
         return self._chat[1]
 
     def chat_ids(

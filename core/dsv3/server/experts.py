@@ -29,7 +29,7 @@ class ExpertLoad:
             return  # captured steps cannot be looked into
         for number, block in enumerate(graph.blocks):
             if isinstance(block.mlp, Moe):
-                self._counts[number] = [0] * config.n_routed_experts
+                self._counts[number] = [0] * int(config.n_routed_experts or 0)
                 block.mlp.watch = self._watcher(number, block.mlp)
 
     def _watcher(self, layer: int, moe: Moe) -> Callable[[Tensor], None]:

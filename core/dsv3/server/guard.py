@@ -11,7 +11,7 @@ from typing import Any
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dsv3.server.errors import ApiError
-from dsv3.server.limits import HEADER_LINES, Limits
+from dsv3.server.limits import HEADER_BYTES, HEADER_LINES, Limits
 from dsv3.server.metrics import Metrics
 from dsv3.server.pages import PATHS
 
@@ -54,6 +54,9 @@ class Guard:
         headers = scope["headers"]
         if len(headers) > HEADER_LINES:
             raise ApiError(431, f"{len(headers)} header lines; at most {HEADER_LINES} are taken")
+        size = sum(len(name) + len(value) for name, value in headers)
+        if size > HEADER_BYTES:  # the parser's own limit holds for headers that come in parts
+            raise ApiError(431, f"{size} bytes of headers; at most {HEADER_BYTES} are taken")
         found: dict[bytes, bytes] = dict(headers)
         self._host(found.get(b"host", b"").decode("latin-1"))
         scope["salt"] = self._key(found.get(b"authorization", b"")) if scope["path"] not in OPEN else b""

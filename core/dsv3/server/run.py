@@ -60,6 +60,7 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind((host, port))
+        made.listen(1024)  # who comes before the model is loaded waits, and finds nobody else at this address
     except OSError as error:
         made.close()
         raise UsageError(f"cannot listen on {host}:{port}: {error.strerror or error}; try --port 0 for a free one") from error

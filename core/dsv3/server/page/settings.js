@@ -22,7 +22,7 @@ export function chosen(model) {
   const thinking = now.thinking !== undefined && model.thinking === true;
   return {
     ...Object.fromEntries(numbers),
-    ...(thinking ? { chat_template_kwargs: { thinking: now.thinking === "true" } } : {}),
+    ...(thinking ? { thinking: now.thinking === "true" } : {}),
   };
 }
 
