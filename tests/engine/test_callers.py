@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,9 +19,8 @@ PROMPTS = ["Once upon a time", "The little fox", "There was once a king who", "T
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[dsv3.Model]:
-    with dsv3.load("demo", dtype="float64") as found:
-        yield found
+def model(small: dsv3.Model) -> dsv3.Model:
+    return small
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def test_coroutines(model: dsv3.Model, wanted: list[list[int]]) -> None:
 
 def test_a_cancelled_coroutine_ends_its_generation(model: dsv3.Model) -> None:
     async def leave() -> None:
-        task = asyncio.create_task(model.agenerate("Once", max_new_tokens=2000, ignore_eos=True))
+        task = asyncio.create_task(model.agenerate("Once", max_new_tokens=400, ignore_eos=True))
         while not model.engine.running:
             await asyncio.sleep(0.001)
         task.cancel()
@@ -84,7 +83,7 @@ def _idle(model: dsv3.Model) -> None:
 
 def test_a_stream_that_is_left_ends_its_generation() -> None:
     with dsv3.load("demo", dtype="float32") as model:
-        stream = model.stream("Once upon a time", max_new_tokens=2000, ignore_eos=True)
+        stream = model.stream("Once upon a time", max_new_tokens=400, ignore_eos=True)
         next(stream)
         assert model.engine.running == 1
         del stream
@@ -92,8 +91,8 @@ def test_a_stream_that_is_left_ends_its_generation() -> None:
         assert model.engine.running == 0 and model.engine.pool.free == model.engine.pool.total
 
 
-def test_a_model_can_be_used_after_it_was_closed(wanted: list[list[int]]) -> None:
-    model = dsv3.load("demo", dtype="float64")
+def test_a_model_can_be_used_after_it_was_closed(small_folder: Path, wanted: list[list[int]]) -> None:
+    model = dsv3.load(str(small_folder), dtype="float64")
     stream = model.stream(PROMPTS[0], max_new_tokens=200)
     next(stream)
     engine = model.engine

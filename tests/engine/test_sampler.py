@@ -49,7 +49,7 @@ def test_draws_have_the_models_law() -> None:
 
 
 def test_rejection_has_the_models_law_and_accepts_what_it_can() -> None:
-    temperature, count = 1.0, 8000
+    temperature, count = 1.0, 3000
     drafts = draw(DRAFT, temperature, 0)[:count].tolist()
     found, taken = [], 0
     for seed, token in enumerate(drafts):
@@ -58,7 +58,7 @@ def test_rejection_has_the_models_law_and_accepts_what_it_can() -> None:
         found.append(token if instead is None else instead)
     p, q = torch.softmax(TARGET, -1), torch.softmax(DRAFT, -1)
     assert distance(torch.bincount(torch.tensor(found), minlength=V).double(), p) < math.sqrt(V / count)
-    assert abs(taken / count - float(torch.minimum(p, q).sum())) < 0.02
+    assert abs(taken / count - float(torch.minimum(p, q).sum())) < 0.03
 
 
 def test_shared_noise_accepts_almost_as_much() -> None:

@@ -147,6 +147,7 @@ def test_sigterm_with_twenty_streams_loses_nothing(tmp_path: Any) -> None:
         assert line, "the server ended"
     port = int(line.split(":")[3].split()[0])
     body = {"prompt": "Once upon a time", "max_tokens": 60, "ignore_eos": True, "temperature": 0, "stream": True}
+    body["stream_options"] = {"include_usage": True}
     texts: list[bytes] = []
 
     def one() -> None:
@@ -165,10 +166,12 @@ def test_sigterm_with_twenty_streams_loses_nothing(tmp_path: Any) -> None:
     for thread in threads:
         thread.join()
     assert process.wait(60) == 0
-    assert len(texts) == 20 and len(set(map(answer, texts))) == 1
-    assert all(text.endswith(b"data: [DONE]\n\n") for text in texts)
+    assert len(texts) == 20 and all(text.endswith(b"data: [DONE]\n\n") for text in texts)
+    assert [answer(text) for text in texts] == [60] * 20
 
 
-def answer(stream: bytes) -> str:
+def answer(stream: bytes) -> int:
+    """Tokens of a stream that came to its end."""
     chunks = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith(b"data: {")]
-    return "".join(c["choices"][0]["text"] for c in chunks)
+    assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]][-1] == "length"
+    return int(chunks[-1]["usage"]["completion_tokens"])

@@ -74,9 +74,7 @@ def _chat(parser: argparse.ArgumentParser) -> None:
 
 def _chat_format(parser: argparse.ArgumentParser) -> None:
     families = ["deepseek_v3", "deepseek_r1", "deepseek_v31", "deepseek_v32"]
-    text = (
-        "how conversations are written (default: the folder's own template, else DeepSeek-V3's; name R1's and V3.1's)"
-    )
+    text = "how conversations are written (default: the folder's own template, else DeepSeek-V3's; name R1's and V3.1's)"
     parser.add_argument("--chat-format", choices=families, help=text)
 
 

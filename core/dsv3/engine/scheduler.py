@@ -171,7 +171,7 @@ class Scheduler:
             return
         if request.status is Status.RUNNING:
             self._leave(request)
-        else:
+        elif request in self.waiting:  # else it was never added
             self.waiting.remove(request)
         request.status, request.error = Status.ABORTED, error
 
