@@ -13,10 +13,6 @@ WEIGHT_ONLY = SCHEMES[:4]
 # Whole layers take seconds to compile for each format: two by default, the others among the slow tests.
 _RARER = ("int8-w8a16", "int4-w4a16", "int8-w8a8")
 LAYERS = ("fp8-w8a16", "none", *(pytest.param(scheme, marks=pytest.mark.slow) for scheme in _RARER))
-    "fp8-w8a16",
-    "none",
-    *(pytest.param(scheme, marks=pytest.mark.slow) for scheme in ("int8-w8a16", "int4-w4a16", "int8-w8a8")),
-)
 
 
 def weight(quant: str, *shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Prepared:
