@@ -56,9 +56,9 @@ def mutated(rng: random.Random) -> tuple[str, bytes]:
             inner = inner[key]
         kind = rng.random()
         if kind < 0.7:
-            inner[last] = rng.choice(ODD)
+            inner[last] = copy.deepcopy(rng.choice(ODD))
         elif kind < 0.85 and isinstance(inner, dict):
-            inner[rng.choice(["x", "model", "n", "stream", "tools", "seed"])] = rng.choice(ODD)
+            inner[rng.choice(["x", "model", "n", "stream", "tools", "seed"])] = copy.deepcopy(rng.choice(ODD))
         else:
             del inner[last]
         if not body:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -22,7 +21,7 @@ from dsv3.server.grammars import after_reasoning, call_grammar
 from dsv3.server.options import check_schema, grammar_of, options_of, seeds
 from dsv3.server.schema import ChatRequest, Message, NamedTool, Tool
 from dsv3.server.service import Flight, Service
-from dsv3.server.streaming import event_stream, unless_gone
+from dsv3.server.streaming import EventStream, unless_gone
 from dsv3.server.turns import Turn
 
 
@@ -33,7 +32,7 @@ async def chat_completions(http: HttpRequest) -> Response:
     answer = _Answer(service, body)
     flight = service.start(await answer.requests(http.scope["salt"]))
     if body.stream:
-        return event_stream(answer.chunks(flight))
+        return EventStream(answer.chunks(flight), lambda: service.end(flight))
     return JSONResponse(await unless_gone(http, answer.whole(flight)))
 
 
@@ -111,7 +110,7 @@ class _Answer:
             choices.append(
                 {"index": n, "message": turn.message(), "finish_reason": turn.reason(found.finish_reason), "logprobs": logprobs}
             )
-        return {**self.head, "choices": choices, "usage": self.service.usage(flight.requests)}
+        return {**self.head, "choices": choices, "usage": self.service.usage(flight.requests, self.body.n or 1)}
 
     async def chunks(self, flight: Flight) -> AsyncIterator[dict[str, Any]]:
         options = self.body.stream_options
@@ -123,26 +122,24 @@ class _Answer:
                 **self.head, "choices": [{"index": n, "delta": delta, "logprobs": logprobs, "finish_reason": reason}], **usage,
             }  # fmt: skip
 
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.service.end, flight)
-            for n in range(len(flight.requests)):
-                yield chunk(n, {"role": "assistant", "content": ""})
-            async for piece in self.service.pieces(flight):
-                n, r = piece.index, flight.requests[piece.index]
+        for n in range(len(flight.requests)):
+            yield chunk(n, {"role": "assistant", "content": ""})
+        async for piece in self.service.pieces(flight):
+            n, r = piece.index, flight.requests[piece.index]
+            logprobs = None
+            if self.body.logprobs:
+                new = [token for token, _ in piece.events if token >= 0]
+                logprobs = {"content": self._logprobs(new, r.logprobs[sent[n] : sent[n] + len(new)])}
+                sent[n] += len(new)
+            for delta in self.turns[n].take(piece.events, piece.done):
+                yield chunk(n, delta, None, logprobs)
                 logprobs = None
-                if self.body.logprobs:
-                    new = [token for token, _ in piece.events if token >= 0]
-                    logprobs = {"content": self._logprobs(new, r.logprobs[sent[n] : sent[n] + len(new)])}
-                    sent[n] += len(new)
-                for delta in self.turns[n].take(piece.events, piece.done):
-                    yield chunk(n, delta, None, logprobs)
-                    logprobs = None
-                if logprobs and logprobs["content"]:
-                    yield chunk(n, {}, None, logprobs)
-                if piece.done:
-                    yield chunk(n, {}, self.turns[n].reason(r.finish_reason))
-            if usage:
-                yield {**self.head, "choices": [], "usage": self.service.usage(flight.requests)}
+            if logprobs and logprobs["content"]:
+                yield chunk(n, {}, None, logprobs)
+            if piece.done:
+                yield chunk(n, {}, self.turns[n].reason(r.finish_reason))
+        if usage:
+            yield {**self.head, "choices": [], "usage": self.service.usage(flight.requests, self.body.n or 1)}
 
     def _logprobs(self, ids: list[int], found: list[TokenLogprobs]) -> list[dict[str, Any]]:
         tokenizer = self.service.tokenizer

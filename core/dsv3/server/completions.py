@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -18,7 +17,7 @@ from dsv3.server.limits import MAX_N, MAX_PROMPTS
 from dsv3.server.options import grammar_of, options_of, seeds
 from dsv3.server.schema import CompletionRequest
 from dsv3.server.service import Flight, Service
-from dsv3.server.streaming import event_stream, unless_gone
+from dsv3.server.streaming import EventStream, unless_gone
 
 _TOKENS = 16  # where no number is asked for, as OpenAI's API has it
 
@@ -30,7 +29,7 @@ async def completions(http: HttpRequest) -> Response:
     answer = _Answer(service, body)
     flight = service.start(await answer.requests(http.scope["salt"]))
     if body.stream:
-        return event_stream(answer.chunks(flight))
+        return EventStream(answer.chunks(flight), lambda: service.end(flight))
     return JSONResponse(await unless_gone(http, answer.whole(flight)))
 
 
@@ -83,32 +82,30 @@ class _Answer:
             choices.append(
                 {"index": n, "text": echoed + found.text, "finish_reason": found.finish_reason, "logprobs": logprobs}
             )
-        return {**self.head, "choices": choices, "usage": self.service.usage(flight.requests)}
+        return {**self.head, "choices": choices, "usage": self.service.usage(flight.requests, self.body.n or 1)}
 
     async def chunks(self, flight: Flight) -> AsyncIterator[dict[str, Any]]:
         options = self.body.stream_options
         usage = {"usage": None} if options is not None and options.include_usage else {}
         sent, offset = [0] * len(flight.requests), [0] * len(flight.requests)
-        with contextlib.ExitStack() as stack:
-            stack.callback(self.service.end, flight)
-            async for piece in self.service.pieces(flight):
-                n, r = piece.index, flight.requests[piece.index]
-                text = "".join(text for _, text in piece.events)
-                logprobs = None
-                if self.body.logprobs is not None:
-                    new = [token for token, _ in piece.events if token >= 0]
-                    logprobs = self._logprobs(new, r.logprobs[sent[n] : sent[n] + len(new)], offset[n])
-                    sent[n] += len(new)
-                if not offset[n] and self.echoed[n]:
-                    text = self.echoed[n] + text
-                    self.echoed[n] = ""
-                offset[n] += len(text)
-                reason = r.finish_reason if piece.done else None
-                if text or logprobs or piece.done:
-                    choice = {"index": n, "text": text, "logprobs": logprobs, "finish_reason": reason}
-                    yield {**self.head, "choices": [choice], **usage}
-            if usage:
-                yield {**self.head, "choices": [], "usage": self.service.usage(flight.requests)}
+        async for piece in self.service.pieces(flight):
+            n, r = piece.index, flight.requests[piece.index]
+            text = "".join(text for _, text in piece.events)
+            logprobs = None
+            if self.body.logprobs is not None:
+                new = [token for token, _ in piece.events if token >= 0]
+                logprobs = self._logprobs(new, r.logprobs[sent[n] : sent[n] + len(new)], offset[n])
+                sent[n] += len(new)
+            if not offset[n] and self.echoed[n]:
+                text = self.echoed[n] + text
+                self.echoed[n] = ""
+            offset[n] += len(text)
+            reason = r.finish_reason if piece.done else None
+            if text or logprobs or piece.done:
+                choice = {"index": n, "text": text, "logprobs": logprobs, "finish_reason": reason}
+                yield {**self.head, "choices": [choice], **usage}
+        if usage:
+            yield {**self.head, "choices": [], "usage": self.service.usage(flight.requests, self.body.n or 1)}
 
     def _logprobs(self, ids: list[int], found: list[TokenLogprobs], offset: int) -> dict[str, Any]:
         name = self.service.tokenizer.piece_text

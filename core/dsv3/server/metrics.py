@@ -47,8 +47,9 @@ class Metrics:
     def progress(self, request: Request, flight: Flight, tokens: int) -> None:
         """New tokens of a request, or its end."""
         now = time.perf_counter()
-        if tokens and request.new == tokens:
-            self.ttft.observe(now - request.started)
+        if tokens and request not in flight.begun:
+            flight.begun.add(request)
+            self.ttft.observe(request.first_token - request.started)
         elif tokens:
             for _ in range(tokens):
                 self.itl.observe((now - flight.last) / tokens)

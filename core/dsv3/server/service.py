@@ -39,6 +39,7 @@ class Flight:
     loop: asyncio.AbstractEventLoop
     mail: asyncio.Queue[Piece] = field(default_factory=asyncio.Queue)
     unread: int = 0
+    begun: set[Request] = field(default_factory=set)
     last: float = field(default_factory=time.perf_counter)
 
 
@@ -86,9 +87,9 @@ class Service:
         """Tokens that a prompt and its answer may have together."""
         return min(self.model.config.max_position_embeddings, self.engine.pool.total * self.engine.pool.size)
 
-    def usage(self, requests: Sequence[Request]) -> dict[str, Any]:
-        """OpenAI's usage; "dsv3" is an extension."""
-        prompt = sum({id(r.prompt): len(r.prompt) for r in requests}.values())
+    def usage(self, requests: Sequence[Request], n: int) -> dict[str, Any]:
+        """OpenAI's usage of n answers to each prompt, which counts once; "dsv3" is an extension."""
+        prompt = sum(len(r.prompt) for r in requests[::n])
         new, cached = sum(r.new for r in requests), sum(r.cached for r in requests)
         found = requests[0].result().stats
         own = {name: found[name] for name in ("ttft_s", "decode_tok_s")}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
 import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from dsv3.server.errors import ApiError
 
@@ -26,22 +26,29 @@ def frame(data: Any) -> bytes:
     return b"data: " + msgspec.json.encode(data) + b"\n\n"
 
 
-def event_stream(chunks: AsyncIterator[Any]) -> StreamingResponse:
-    """Chunks as events, and [DONE]; after one that fails an event with the error, and the end."""
+class EventStream(StreamingResponse):
+    """Chunks as events, and [DONE]; after one that fails an event with the error, and the end. ended: called at the end,
+    whoever brings it about, also before the first chunk."""
 
-    async def frames() -> AsyncIterator[bytes]:
+    def __init__(self, chunks: AsyncIterator[Any], ended: Callable[[], None]) -> None:
+        super().__init__(_frames(chunks), media_type="text/event-stream", headers=_HEADERS)
+        self._ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            async for chunk in chunks:
-                yield frame(chunk)
-        except ApiError as error:
-            yield frame(error.body())
-            return
+            await super().__call__(scope, receive, send)
         finally:
-            with contextlib.suppress(RuntimeError):
-                await chunks.aclose()  # type: ignore[attr-defined]
-        yield b"data: [DONE]\n\n"
+            self._ended()
 
-    return StreamingResponse(frames(), media_type="text/event-stream", headers=_HEADERS)
+
+async def _frames(chunks: AsyncIterator[Any]) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in chunks:
+            yield frame(chunk)
+    except ApiError as error:
+        yield frame(error.body())
+        return
+    yield b"data: [DONE]\n\n"
 
 
 async def unless_gone(request: HttpRequest, answer: Awaitable[T]) -> T:
