@@ -14,7 +14,7 @@ _REAL = ("float32", "bfloat16")
 _CACHE = DType("cache", *_REAL, "float8_e4m3fn")
 _HALF = Feature("half")
 _SCHEMES = ("none", "fp8-w8a16", "int8-w8a16", "int4-w4a16", "int8-w8a8")
-_MANY = 17  # rows from which a weight is decoded once, and multiplied by torch
+_MANY = 33  # rows from which a weight is decoded once, and multiplied by torch
 
 
 def kernels() -> list[Kernel]:

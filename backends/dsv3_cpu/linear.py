@@ -26,7 +26,7 @@ from dsv3_cpu.views import (
     weight,
 )
 
-FEW = 16  # rows up to which a weight is decoded row by row, and never kept
+FEW = 32  # rows up to which a weight is decoded row by row, and never kept
 _TILE_NUMBERS = 1 << 21  # of a decoded tile
 _grouped, _spelled, _heads = Kernel("product.grouped"), Kernel("spell.spelled"), Kernel("absorbed.heads")
 
