@@ -115,7 +115,7 @@ def test_a_thousand_generated_cases(server: Running) -> None:
     from hypothesis import HealthCheck, given, settings
 
     counted = 0
-    rules = settings(max_examples=125, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
+    rules = settings(max_examples=260, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     for operation in schemathesis.openapi.from_url(f"{server.url}/openapi.json").get_all_operations():
 
         @rules
