@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import dsv3
 from dsv3.engine.request import Request, Status
+from dsv3.errors import Dsv3Error
 
 PROMPTS = ["Once upon a time", "The little fox", "There was once a king who", "Once upon a time there was a big"]
 RULES: dict[str, dict[str, Any]] = {
@@ -69,6 +71,53 @@ class Alone:
 @pytest.fixture(scope="module")
 def alone(model: dsv3.Model) -> Alone:
     return Alone(model)
+
+
+def test_rejection_sampling_is_greedy_where_there_is_no_chance_and_takes_the_likely_where_there_is(model: dsv3.Model) -> None:
+    drafts = {"draft": "mtp", "draft_tokens": 3, "verify": "rejection", "max_new_tokens": TOKENS}
+    plain = model.generate(PROMPTS, max_new_tokens=TOKENS)
+    assert [g.ids for g in model.generate(PROMPTS, **drafts)] == [g.ids for g in plain]
+    first = model.generate(PROMPTS, temperature=0.8, top_k=20, seed=3, **drafts)
+    again = [model.generate(p, temperature=0.8, top_k=20, seed=3, **drafts) for p in PROMPTS]
+    assert [g.ids for g in first] == [g.ids for g in again], "noise has no state"
+    assert sum(g.stats["accepted"] for g in first) > 0
+    model.engine.check()
+
+
+class Costly:
+    """A grammar that allows some tokens and then cannot go on."""
+
+    finished = False
+
+    def __init__(self, after: int, where: str) -> None:
+        self.left, self.where = after, where
+
+    def _fail(self, where: str) -> None:
+        if self.left <= 0 and where == self.where:
+            raise Dsv3Error("the grammar failed: too costly")
+
+    def accept(self, token: int) -> None:
+        self.left -= 1
+        self._fail("accept")
+
+    def masks(self, drafts: Any) -> list[torch.Tensor]:
+        self._fail("masks")
+        return [torch.ones(4096, dtype=torch.bool)] * (len(drafts) + 1)
+
+
+@pytest.mark.parametrize("where", ["accept", "masks"])
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_a_grammar_that_fails_ends_its_request_alone(model: dsv3.Model, where: str, drafts: int) -> None:
+    extra = {"draft": "mtp", "draft_tokens": drafts} if drafts else {}
+    wanted = model.generate(PROMPTS[0], max_new_tokens=TOKENS)
+    good, bad = model.requests(PROMPTS[:2], {"max_new_tokens": TOKENS, **extra})
+    bad.grammar = Costly(5, where)
+    engine = model.engine
+    engine.submit([good, bad])
+    for _ in engine.drive([good, bad]):
+        engine.check()
+    assert bad.status is Status.ABORTED and "too costly" in str(bad.error)
+    assert seen(good.result()) == seen(wanted)
 
 
 def seen(g: Any) -> tuple[list[int], str, str]:

@@ -4,6 +4,7 @@ answers of a given form have their real markers. What it says is noise; what is 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -125,6 +126,9 @@ def test_reasoning_is_set_apart_and_an_answer_has_its_form(client: OpenAI, model
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer", "minimum": 10, "maximum": 99}}}
     found = ask(client, logit_bias={str(end): 100}, response_format=form, extra_body={"thinking": True}).choices[0]
     assert 10 <= int(found.message.content) <= 99 and found.finish_reason == "stop"
+    odd = {"type": "regex", "regex": "a/b\\/c[0-9]{2}"}
+    found = ask(client, logit_bias={str(end): 100}, extra_body={"thinking": True, "response_format": odd}).choices[0]
+    assert re.fullmatch(r"a/b/c[0-9]{2}", found.message.content)
     thought, reason = joined(ask(client, stream=True, extra_body={"thinking": True}))
     assert thought["reasoning_content"] == plain.model_extra["reasoning_content"] and reason == "length"
 

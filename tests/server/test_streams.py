@@ -52,6 +52,8 @@ def test_a_client_that_leaves_takes_its_request_along(server: Running, stream: b
         raw.close()
         before = engine.steps
         settled(server, before)
+        left = server.service.metrics.finished.labels("aborted")._value.get()
+        assert left > 0, "who left is counted"
         assert engine.steps - before < 60  # of 3000: what was taken until the loop saw the end of the connection
 
 

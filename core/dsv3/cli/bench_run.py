@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dsv3.cli.bench_text import compared, shown
 from dsv3.cli.common import load_model, settings_of
+from dsv3.cli.files import check_outputs
 from dsv3.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,18 +58,9 @@ def _check(arguments: argparse.Namespace, settings: dict[str, Any]) -> None:
             raise UsageError(f"--{name} {value}: expected at least 1")
     if any(n < 1 for n in contexts(arguments)):
         raise UsageError(f"--context {arguments.context}: expected at least 1 token")
-    for name in ("json", "plot"):
-        if (value := getattr(arguments, name)) is not None:
-            path = Path(value)
-            if path.is_dir() or not path.parent.is_dir():
-                why = "is a folder" if path.is_dir() else f"is in {str(path.parent)!r}, which is no folder"
-                raise UsageError(f"--{name} {value!r} {why}; name a file in a folder that exists")
-    if arguments.plot is not None:
-        if arguments.bench == "load":
-            raise UsageError("--plot: loading has no FLOP to draw; plot decode, prefill or ops")
-        from dsv3.drawing.save import check_plot
-
-        check_plot(Path(arguments.plot))
+    if arguments.plot is not None and arguments.bench == "load":
+        raise UsageError("--plot: loading has no FLOP to draw; plot decode, prefill or ops")
+    check_outputs(arguments)
 
 
 def _numbers(arguments: argparse.Namespace) -> dict[str, int]:

@@ -19,6 +19,7 @@ from dsv3.bench.serve.figures import Goal, Outcome, outcome, to_json
 from dsv3.bench.serve.http import Target, target
 from dsv3.bench.serve.load import FIRST_ID, Lengths, lengths, model_of, plan, run
 from dsv3.cli.bench_text import aligned, number
+from dsv3.cli.files import check_outputs
 from dsv3.errors import UsageError
 
 _NAMES = {"ttft": "first token", "itl": "between events", "per token": "per token", "whole answer": "whole answer"}
@@ -59,7 +60,7 @@ class Job:
 def main(arguments: argparse.Namespace) -> int:
     """1 if no request was answered whole."""
     job = _job(arguments)
-    _check_files(arguments)
+    check_outputs(arguments)
     questions = plan(job.count, job.rate, job.inputs, job.outputs, job.vocabulary, job.seed)
 
     async def measure() -> tuple[str, list[Sample]]:
@@ -109,20 +110,6 @@ def _key(path: str | None) -> str | None:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--key-file {path!r}: {error}") from error
     return next((line.strip() for line in lines if line.strip()), "")
-
-
-def _check_files(arguments: argparse.Namespace) -> None:
-    """UsageError now rather than after the work."""
-    for name in ("json", "plot"):
-        if (value := getattr(arguments, name)) is not None:
-            path = Path(value)
-            if path.is_dir() or not path.parent.is_dir():
-                why = "is a folder" if path.is_dir() else f"is in {str(path.parent)!r}, which is no folder"
-                raise UsageError(f"--{name} {value!r} {why}; name a file in a folder that exists")
-    if arguments.plot is not None:
-        from dsv3.drawing.save import check_plot
-
-        check_plot(Path(arguments.plot))
 
 
 def shown(found: Outcome, head: str, goal: Goal) -> str:

@@ -134,7 +134,11 @@ class Engine:
             if choice.error is not None:
                 self._end(r, choice.error)
                 continue
-            text = self.scheduler.commit(choice.work, choice.tokens, choice.logprobs)
+            try:
+                text = self.scheduler.commit(choice.work, choice.tokens, choice.logprobs)
+            except Exception as error:  # a grammar or a text that fails is the request's own
+                self._end(r, error)
+                continue
             if text or r.done:
                 self._tell(r, text)
         try:

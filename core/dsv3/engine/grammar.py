@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dsv3.engine.text import Tokenizer
-from dsv3.errors import UsageError
+from dsv3.errors import Dsv3Error, UsageError
 
 _SPACE = r"\n?[ \t]{0,16}"  # an end to it, which small models do not find
 
@@ -50,11 +50,13 @@ class Grammar:
         return bool(self._matcher.is_stopped())
 
     def accept(self, token: int) -> None:
-        """Take a token that was allowed."""
+        """Take a token that was allowed. Dsv3Error where the grammar has become too costly."""
         self._matcher.consume_token(token)
+        self._check()
 
     def masks(self, drafts: Sequence[int]) -> list[Tensor]:
-        """Which tokens are allowed next (bool [V]), and after each draft, up to the first draft that is not allowed itself."""
+        """Which tokens are allowed next (bool [V]), and after each draft, up to the first draft that is not allowed itself.
+        Dsv3Error where the grammar has become too costly."""
         found, tried = [self._mask()], 0
         for token in drafts:
             if not bool(found[-1][token]) or not self._matcher.consume_token(token):
@@ -67,6 +69,12 @@ class Grammar:
             self._matcher.rollback(tried)
         return found
 
+    def _check(self) -> None:
+        """The library says nothing by itself: a matcher that failed allows the end alone."""
+        if self._matcher.is_error():
+            raise Dsv3Error(f"the grammar failed: {self._matcher.get_error().strip().splitlines()[0]}")
+
     def _mask(self) -> Tensor:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        self._check()
         return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(np.bool_))

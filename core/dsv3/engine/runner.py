@@ -67,10 +67,14 @@ class Runner:
         picked: list[int] = []
         rows: list[Row] = []
         at = 0
-        for w in works:
+        for choice, w in zip(choices, works, strict=True):
             at += len(w.ids)
             r, drafts = w.request, w.ids[len(w.ids) - w.drafts :]
-            masks = r.grammar.masks(drafts) if r.grammar is not None and w.rows else None
+            try:
+                masks = r.grammar.masks(drafts) if r.grammar is not None and w.rows else None
+            except Dsv3Error as error:  # its own fault, and no reason to end others
+                choice.error = error
+                continue
             for n in range(w.rows if masks is None else len(masks)):
                 picked.append(at - w.rows + n)
                 rows.append(Row(r, drafts[:n], len(r.tokens) + n, None if masks is None else masks[n]))
@@ -171,7 +175,12 @@ class Runner:
 
 def _allowed(r: Request) -> Tensor | None:
     """What the request's grammar allows after its drafts; None where it says nothing."""
-    masks = [] if r.grammar is None else r.grammar.masks(r.drafts)
+    if r.grammar is None:
+        return None
+    try:
+        masks = r.grammar.masks(r.drafts)
+    except Dsv3Error:  # the next step says it
+        return None
     return masks[-1] if len(masks) > len(r.drafts) else None
 
 

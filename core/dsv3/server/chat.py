@@ -10,30 +10,22 @@ from typing import Any
 
 import msgspec
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from dsv3.engine.chat import Prompt
 from dsv3.engine.request import Request, TokenLogprobs
 from dsv3.errors import UsageError
-from dsv3.server.bodies import read_body
+from dsv3.server.answers import Answer, respond
 from dsv3.server.errors import bad
 from dsv3.server.grammars import after_reasoning, call_grammar
 from dsv3.server.options import check_schema, grammar_of, options_of, seeds
 from dsv3.server.schema import ChatRequest, Message, NamedTool, Tool
 from dsv3.server.service import Flight, Service
-from dsv3.server.streaming import EventStream, unless_gone
 from dsv3.server.turns import Turn
 
 
 async def chat_completions(http: HttpRequest) -> Response:
-    service: Service = http.app.state.service
-    body = await read_body(http, ChatRequest)
-    service.check_model(body.model)
-    answer = _Answer(service, body)
-    flight = service.start(await answer.requests(http.scope["salt"]))
-    if body.stream:
-        return EventStream(answer.chunks(flight), lambda: service.end(flight))
-    return JSONResponse(await unless_gone(http, answer.whole(flight)))
+    return await respond(http, ChatRequest, _Answer)
 
 
 async def prompt_of(
@@ -49,9 +41,9 @@ async def prompt_of(
         raise bad(str(error), "messages") from error
 
 
-class _Answer:
+class _Answer(Answer[ChatRequest]):
     def __init__(self, service: Service, body: ChatRequest) -> None:
-        self.service, self.body = service, body
+        super().__init__(service, body)
         self.tools = [] if body.tool_choice == "none" else body.tools or []
         self.head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
@@ -110,11 +102,10 @@ class _Answer:
             choices.append(
                 {"index": n, "message": turn.message(), "finish_reason": turn.reason(found.finish_reason), "logprobs": logprobs}
             )
-        return {**self.head, "choices": choices, "usage": self.service.usage(flight.requests, self.body.n or 1)}
+        return {**self.head, "choices": choices, "usage": self.usage(flight)}
 
     async def chunks(self, flight: Flight) -> AsyncIterator[dict[str, Any]]:
-        options = self.body.stream_options
-        usage = {"usage": None} if options is not None and options.include_usage else {}
+        usage = {"usage": None} if self.shows_usage else {}
         sent = [0] * len(flight.requests)
 
         def chunk(n: int, delta: dict[str, Any], reason: str | None = None, logprobs: Any = None) -> dict[str, Any]:
@@ -139,7 +130,7 @@ class _Answer:
             if piece.done:
                 yield chunk(n, {}, self.turns[n].reason(r.finish_reason))
         if usage:
-            yield {**self.head, "choices": [], "usage": self.service.usage(flight.requests, self.body.n or 1)}
+            yield {**self.head, "choices": [], "usage": self.usage(flight)}
 
     def _logprobs(self, ids: list[int], found: list[TokenLogprobs]) -> list[dict[str, Any]]:
         tokenizer = self.service.tokenizer

@@ -8,34 +8,26 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from dsv3.engine.request import Request, TokenLogprobs
-from dsv3.server.bodies import read_body
+from dsv3.server.answers import Answer, respond
 from dsv3.server.errors import bad
 from dsv3.server.limits import MAX_N, MAX_PROMPTS
 from dsv3.server.options import grammar_of, options_of, seeds
 from dsv3.server.schema import CompletionRequest
 from dsv3.server.service import Flight, Service
-from dsv3.server.streaming import EventStream, unless_gone
 
 _TOKENS = 16  # where no number is asked for, as OpenAI's API has it
 
 
 async def completions(http: HttpRequest) -> Response:
-    service: Service = http.app.state.service
-    body = await read_body(http, CompletionRequest)
-    service.check_model(body.model)
-    answer = _Answer(service, body)
-    flight = service.start(await answer.requests(http.scope["salt"]))
-    if body.stream:
-        return EventStream(answer.chunks(flight), lambda: service.end(flight))
-    return JSONResponse(await unless_gone(http, answer.whole(flight)))
+    return await respond(http, CompletionRequest, _Answer)
 
 
-class _Answer:
+class _Answer(Answer[CompletionRequest]):
     def __init__(self, service: Service, body: CompletionRequest) -> None:
-        self.service, self.body = service, body
+        super().__init__(service, body)
         self.head = {
             "id": f"cmpl-{secrets.token_hex(12)}", "object": "text_completion", "created": int(time.time()),
             "model": service.name, "system_fingerprint": service.fingerprint,
@@ -82,11 +74,10 @@ class _Answer:
             choices.append(
                 {"index": n, "text": echoed + found.text, "finish_reason": found.finish_reason, "logprobs": logprobs}
             )
-        return {**self.head, "choices": choices, "usage": self.service.usage(flight.requests, self.body.n or 1)}
+        return {**self.head, "choices": choices, "usage": self.usage(flight)}
 
     async def chunks(self, flight: Flight) -> AsyncIterator[dict[str, Any]]:
-        options = self.body.stream_options
-        usage = {"usage": None} if options is not None and options.include_usage else {}
+        usage = {"usage": None} if self.shows_usage else {}
         sent, offset = [0] * len(flight.requests), [0] * len(flight.requests)
         async for piece in self.service.pieces(flight):
             n, r = piece.index, flight.requests[piece.index]
@@ -105,7 +96,7 @@ class _Answer:
                 choice = {"index": n, "text": text, "logprobs": logprobs, "finish_reason": reason}
                 yield {**self.head, "choices": [choice], **usage}
         if usage:
-            yield {**self.head, "choices": [], "usage": self.service.usage(flight.requests, self.body.n or 1)}
+            yield {**self.head, "choices": [], "usage": self.usage(flight)}
 
     def _logprobs(self, ids: list[int], found: list[TokenLogprobs], offset: int) -> dict[str, Any]:
         name = self.service.tokenizer.piece_text

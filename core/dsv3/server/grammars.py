@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from dsv3.server.errors import bad
@@ -36,16 +37,20 @@ def call_grammar(format: ChatFormat, tokenizer: Tokenizer, tools: list[dict[str,
     return "lark", "\n".join([f"start: {begin} {call} ({' | '.join(names)}) {end} {last}", *rules])
 
 
+def _in_lark(regex: str) -> str:
+    """A regular expression between slashes, on one line; what is escaped already stays."""
+    return re.sub(r"(\\.)|(/)|\n", lambda m: m[1] or ("\\/" if m[2] else "\\n"), regex, flags=re.DOTALL)
+
+
 def after_reasoning(grammar: tuple[str, str], tokenizer: Tokenizer) -> tuple[str, str]:
     """The grammar for what follows `</think>`, before which anything may be said."""
     kind, text = grammar
     think = f"{_ANYTHING} <[{tokenizer.token_id('</think>')}]>"
-    space = r"/[ \n]{0,4}/"
     if kind == "lark":
         if not text.startswith("start:"):
             raise bad("a grammar of one's own cannot follow reasoning; ask with thinking: false", "response_format")
-        return "lark", f"start: {think} {space} answer\nanswer:{text.removeprefix('start:')}"
+        return "lark", f"start: {think} answer\nanswer:{text.removeprefix('start:')}"
     if kind == "regex":
-        return "lark", f"start: {think} {space} answer\nanswer: /{text.replace('/', chr(92) + '/')}/"
+        return "lark", f"start: {think} answer\nanswer: /{_in_lark(text)}/"
     schema = text if kind == "json_schema" else json.dumps({"type": "object"})
-    return "lark", f"start: {think} {space} answer\nanswer: %json {schema}"
+    return "lark", f"start: {think} /[ \\n]{{0,4}}/ answer\nanswer: %json {schema}"

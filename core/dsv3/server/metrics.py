@@ -55,13 +55,17 @@ class Metrics:
                 self.itl.observe((now - flight.last) / tokens)
         flight.last = now
         if request.done:
-            self.finished.labels(request.finish_reason or "aborted").inc()
-            self.prompt_tokens.inc(len(request.prompt))
-            self.cached_tokens.inc(request.cached)
-            self.new_tokens.inc(request.new)
-            self.drafted.inc(request.drafted)
-            self.accepted.inc(request.accepted)
-            self.preemptions.inc(request.preempted)
+            self.ended(request)
+
+    def ended(self, request: Request) -> None:
+        """Whoever ended it."""
+        self.finished.labels(request.finish_reason or "aborted").inc()
+        self.prompt_tokens.inc(len(request.prompt))
+        self.cached_tokens.inc(request.cached)
+        self.new_tokens.inc(request.new)
+        self.drafted.inc(request.drafted)
+        self.accepted.inc(request.accepted)
+        self.preemptions.inc(request.preempted)
 
     def text(self, engine: Engine) -> bytes:
         """The exposition, with the engine's state of this moment."""

@@ -158,7 +158,10 @@ class Service:
             self._flights.discard(flight)
             for request in flight.requests:
                 self._index.pop(request, None)
-        self.engine.abort([r for r in flight.requests if not r.done])
+        left = [r for r in flight.requests if not r.done]
+        for request in left:
+            self.metrics.ended(request)
+        self.engine.abort(left)
 
     def _tell(self, request: Request, text: str) -> None:
         """Called by the engine's thread."""
