@@ -51,16 +51,23 @@ def _products() -> list[Kernel]:
         found += _by_rows("quant_linear", "linear:quant_linear", scheme, needs)
         found += _by_rows("fused_experts", "experts:fused_experts", scheme, needs)
         found += _dense("grouped_linear", scheme, "experts:grouped_linear", "M", needs)
-        found.append(_prolog(scheme))
-        found.append(_kernel("moe", f"{scheme}-few", "experts:moe_few", *needs, AtMost("T", _MANY - 1), **_ON_HOST,
-                             configs="cpu_moe"))  # fmt: skip
+        found += _few("mla_prolog", "prolog:mla_prolog", scheme, [needs[0], _CACHE, *needs[1:]])
+        found += _few("moe", "experts:moe_few", scheme, needs, **_ON_HOST)
     return found
 
 
-def _prolog(scheme: str) -> Kernel:
-    half = [_HALF] if scheme.startswith("fp8") else []
-    return _kernel("mla_prolog", f"{scheme}-few", "prolog:mla_prolog", DType("x", *_REAL), _CACHE, Scheme(scheme), *half,
-                   AtMost("T", _MANY - 1), configs="cpu_mla_prolog")  # fmt: skip
+def _few(op: str, target: str, scheme: str, needs: list[Any], **claims: Any) -> list[Kernel]:
+    """By weights decoded in registers. Integers by bfloat16 are multiplied as whole numbers, see kernels/whole.py, which shows
+    in what they claim."""
+    some = [AtMost("T", _MANY - 1)]
+    if scheme not in ("int8-w8a16", "int4-w4a16"):
+        return [_kernel(op, f"{scheme}-few", target, *needs, *some, **claims, configs=f"cpu_{op}")]
+    _, *others = needs
+    return [
+        _kernel(op, f"{scheme}-few", target, DType("x", "float32"), *others, *some, **claims, configs=f"cpu_{op}"),
+        _kernel(op, f"{scheme}-whole", target, DType("x", "bfloat16"), *others, *some, **claims, configs=f"cpu_{op}",
+                numerics="bf16-operand"),
+    ]  # fmt: skip
 
 
 # Offsets are read on the host, which is where they are; a graph could not hold that.
@@ -69,12 +76,10 @@ _ON_HOST: dict[str, Any] = {"graph_safe": False}
 
 def _by_rows(op: str, target: str, scheme: str, needs: list[Any]) -> list[Kernel]:
     """Few rows by weights decoded in registers, where a row's bits do not depend on others; many by torch's products."""
-    few = _kernel(
-        op, f"{scheme}-few", f"{target}_few", *needs, AtMost("T", _MANY - 1), batch_invariant=True, configs=f"cpu_{op}"
-    )
+    few = _few(op, f"{target}_few", scheme, needs, batch_invariant=True)
     if scheme == "int8-w8a8" and op == "fused_experts":  # of many rows the parts do the same
-        return [few]
-    return [few, *_dense(op, f"{scheme}", f"{target}_many", "T", needs)]
+        return few
+    return [*few, *_dense(op, f"{scheme}", f"{target}_many", "T", needs)]
 
 
 def _dense(op: str, scheme: str, target: str, rows: str, needs: list[Any]) -> list[Kernel]:

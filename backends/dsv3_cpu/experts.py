@@ -17,8 +17,8 @@ from dsv3_cpu.linear import FEW, few_into, many_into
 from dsv3_cpu.pointwise import silu_mul
 from dsv3_cpu.programs import Kernel, float_word, words_of
 from dsv3_cpu.routing import GROUP_SCORES, SCORES
-from dsv3_cpu.team import crew_size, run
-from dsv3_cpu.views import DEFAULT, Array, Config, Weight, array, dense, kept, remembered, tensor_weight, weight
+from dsv3_cpu.team import run, tile_of
+from dsv3_cpu.views import DEFAULT, DTYPES, Array, Config, Weight, array, dense, kept, remembered, tensor_weight, weight
 
 _NOWHERE = np.empty(0, np.int32)  # the expert map where all experts are here
 _NOWHERE_WORDS = words_of(_NOWHERE)
@@ -82,9 +82,9 @@ def _sorted(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared
 
 
 def fused_experts_few(x: Tensor, weights: Tensor, ids: Tensor, w13: Prepared, w2: Prepared, config: Config = DEFAULT) -> Tensor:
-    """At most FEW tokens. config: tile, outputs that a thread takes at a time."""
+    """At most FEW tokens. config: tile, see `tile_of`."""
     x, layer = dense(x), _layer(w13, w2, None, None)
-    space = layer.space(x.shape[0], ids.shape[1])
+    space = layer.space(x.shape[0], ids.shape[1], x.dtype)
     y = torch.empty_like(x)
     routed = (array(weights.to(torch.float32)), array(ids.to(torch.int32)), _NOWHERE)
     layer.run(_fused, space, x, words_of(*routed), y, (), "", config.get("tile"), w13.quant == "int8-w8a8")
@@ -109,10 +109,10 @@ def moe_few(
     expert_map: Tensor | None,
     config: Config = DEFAULT,
 ) -> Tensor:
-    """At most FEW tokens. config: tile, outputs that a thread takes at a time."""
+    """At most FEW tokens. config: tile, see `tile_of`."""
     x, layer, router = dense(x), _layer(w13, w2, shared13, shared2), tensor_weight(gate)
-    space = layer.space(x.shape[0], topk)
-    routing = layer.routing(x.shape[0], topk, gate.shape[0], router.padded(x.shape[1]))
+    space = layer.space(x.shape[0], topk, x.dtype)
+    routing = layer.routing(x.shape[0], topk, gate.shape[0], router.arranged(x.shape[1], x.dtype)[1])
     added = _zeros(gate.shape[0]) if bias is None else kept(bias)
     local = () if expert_map is None else words_of(array(expert_map.to(torch.int32)))
     y = torch.empty_like(x)
@@ -153,20 +153,24 @@ class _Layer:
         self.programs: dict[Any, int] = {}
         self.kept = threading.local()  # two threads of Python may run one layer
 
-    def space(self, tokens: int, k: int) -> _Space:
-        """pairs, factor; arranged tokens; hidden numbers."""
+    def space(self, tokens: int, k: int, dtype: torch.dtype) -> _Space:
+        """pairs, factor; arranged tokens; hidden numbers, and these arranged."""
 
         def make() -> _Space:
-            width, half = self.w13.columns, self.w13.rows // 2
+            width, half, half_shared = self.w13.columns, self.w13.rows // 2, self.shared13.rows // 2
+
+            def room(rows: int, w: Weight, size: int) -> Array:
+                code, padded = w.arranged(size, dtype)
+                return np.empty((rows, padded if size else 0), DTYPES[code])
+
             return _Space(
                 np.empty((3, tokens * k + 1), np.int64), np.empty(tokens * k, np.float32),
-                np.empty((tokens, self.w13.padded(width)), np.float32),
-                np.empty((tokens, self.shared13.padded(width) if self.shared13.rows else 0), np.float32),
-                np.empty((tokens * k, self.w2.padded(half)), np.float32),
-                np.empty((tokens, self.shared2.padded(self.shared13.rows // 2)), np.float32),
+                room(tokens, self.w13, width), room(tokens, self.shared13, width if half_shared else 0),
+                np.empty((tokens * k, half), np.float32), np.empty((tokens, half_shared), np.float32),
+                room(tokens * k, self.w2, half), room(tokens, self.shared2, half_shared),
             )  # fmt: skip
 
-        return self._made(("space", tokens, k), make)
+        return self._made(("space", tokens, k, dtype), make)
 
     def routing(self, tokens: int, k: int, experts: int, width: int) -> _Space:
         """weights and ids; more: logits and the tokens arranged for the router."""
@@ -180,7 +184,7 @@ class _Layer:
 
         return self._made(("routing", tokens, k), make)
 
-    def _made(self, key: tuple[str, int, int], make: Callable[[], _Space]) -> _Space:
+    def _made(self, key: tuple[Any, ...], make: Callable[[], _Space]) -> _Space:
         spaces: dict[Any, _Space] = self.kept.__dict__
         found = spaces.get(key)
         if found is None:
@@ -202,19 +206,16 @@ class _Layer:
         """kernel over x [T, H] into y; routed: the words of weights, ids and the expert map; more: of what comes after y."""
         pairs, scratch = space.words[:5], space.words[5:]
         size = (x.data_ptr(), *x.shape)
-        tile = tile or _tile(self.w13.rows // 2, self.w2.rows)
+        tile = tile_of(min(self.w13.rows // 2, self.w2.rows), tile)
         words = (*self.words, tile, int(snapped), *pairs, *size, *routed, *scratch, y.data_ptr(), *y.shape, *more)
         program = self.programs.get((signature, x.dtype))
         if program is None:
             code = _CODES[x.dtype]
-            known = f"{self.signature},i,i,i8:2,f4:1,{code}:2,f4:2,i4:2,i4:1,f4:2,f4:2,f4:2,f4:2,{code}:2{signature}"
+            x13, xs, a, shared_a = (w.arranged(1, x.dtype)[0] + ":2" for w in (self.w13, self.shared13, self.w2, self.shared2))
+            spaces = f"{x13},{xs},f4:2,f4:2,{a},{shared_a}"
+            known = f"{self.signature},i,i,i8:2,f4:1,{code}:2,f4:2,i4:2,i4:1,{spaces},{code}:2{signature}"
             program = self.programs[signature, x.dtype] = kernel.program(known)
         run(program, self.w13.expert_bytes * min(self.w13.experts, routed[1] * routed[2]), words)
-
-
-def _tile(*rows: int) -> int:
-    """Outputs that a thread takes at a time: many, so that x is prepared seldom, but enough tiles for every thread."""
-    return next((tile for tile in (64, 32) if min(rows) >= 4 * tile * crew_size()), 16)
 
 
 _layers: dict[int, Any] = {}

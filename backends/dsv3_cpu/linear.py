@@ -9,7 +9,7 @@ from torch import Tensor
 from dsv3.plugin import Prepared
 from dsv3_cpu import int8
 from dsv3_cpu.programs import Kernel, words_of
-from dsv3_cpu.team import run
+from dsv3_cpu.team import run, tile_of
 from dsv3_cpu.views import (
     CODES,
     DEFAULT,
@@ -41,8 +41,7 @@ def few_into(
     snapped: bool = False,
 ) -> None:
     """Rows offsets[j] to offsets[j + 1] of y [M, N]: those of x [M, K] by expert experts[j]; both float32 or both bfloat16,
-    contiguous. Without offsets: all rows by the first. tile: rows of a weight that a thread takes at a time. snapped: x as its
-    INT8 codes have it.
+    contiguous. Without offsets: all rows by the first. tile: see `tile_of`. snapped: x as its INT8 codes have it.
 
     Other rows of y are not written. Work: every expert's weights once, and again for every four more rows.
     """
@@ -51,24 +50,18 @@ def few_into(
         used, which = 1, _first(rows)
     else:
         used, which = len(experts), words_of(experts, offsets)
-    padded = -(-width // w.step) * w.step + w.peaks
+    code, padded = w.arranged(width, x.dtype)
     words = (
-        *w.words, *which, x.data_ptr(), rows, width, scratch_address(rows * padded), rows, padded, tile or _tile(w.rows * used),
+        *w.words, *which, x.data_ptr(), rows, width, scratch_address(rows * padded), rows, padded, tile_of(w.rows * used, tile),
         int(snapped), y.data_ptr(), rows, w.rows,
     )  # fmt: skip
     program = w.programs.get(x.dtype)
     if program is None:
-        program = w.programs[x.dtype] = _grouped.program(f"{w.signature},{_PRODUCT[x.dtype]}")
+        program = w.programs[x.dtype] = _grouped.program(f"{w.signature},{_PRODUCT[x.dtype].replace('?', code)}")
     run(program, w.expert_bytes * max(used, rows // 4), words)
 
 
-_PRODUCT = {dtype: f"i8:1,i8:1,{code}:2,f4:2,i,i,{code}:2" for dtype, code in ((torch.float32, "f4"), (torch.bfloat16, "u2"))}
-
-
-def _tile(rows: int) -> int:
-    """Rows of a weight that a thread takes at a time, of so many in all: large enough to be worth the preparation of x, small
-    enough for threads to end together."""
-    return 64 if rows >= 2048 else 32 if rows >= 512 else 16
+_PRODUCT = {dtype: f"i8:1,i8:1,{code}:2,?:2,i,i,{code}:2" for dtype, code in ((torch.float32, "f4"), (torch.bfloat16, "u2"))}
 
 
 _kept_bounds: dict[int, tuple[Array, tuple[int, ...]]] = {}
@@ -114,7 +107,7 @@ def written_out(w: Weight, expert: int, first: int, rows: int, width: int, dtype
 
 
 def quant_linear_few(x: Tensor, w: Prepared, config: Config = DEFAULT) -> Tensor:
-    """At most FEW rows. config: tile, see `few_into`."""
+    """At most FEW rows. config: tile, see `tile_of`."""
     x = dense(x)
     y = torch.empty(x.shape[0], w.shape[0], dtype=x.dtype)
     few_into(y, x, weight(w), tile=config.get("tile"), snapped=w.quant == "int8-w8a8")

@@ -12,16 +12,16 @@ import llvmlite
 import llvmlite.binding as llvm
 
 
-def _wide() -> bool:
-    """Whether kernels are compiled for AVX-512: on this processor, unless numba is told otherwise."""
+def has(feature: str) -> bool:
+    """Whether kernels may use instructions of this name ("avx512f"): on this processor, unless numba is told otherwise."""
     if features := os.environ.get("NUMBA_CPU_FEATURES"):
-        return "+avx512f" in features.split(",")
+        return f"+{feature}" in features.split(",")
     if (name := os.environ.get("NUMBA_CPU_NAME")) and llvm.get_host_cpu_name() != name:
         return False
-    return bool(llvm.get_host_cpu_features().get("avx512f", False))
+    return bool(llvm.get_host_cpu_features().get(feature, False))
 
 
-LANES = 16 if _wide() else 8  # float32 numbers to a vector register
+LANES = 16 if has("avx512f") else 8  # float32 numbers to a vector register
 
 
 def fingerprint() -> str:

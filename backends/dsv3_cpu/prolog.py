@@ -12,10 +12,11 @@ from torch import Tensor
 
 from dsv3.plugin import LatentCache, Prepared
 from dsv3_cpu.programs import Kernel, float_word, signature_of, words_of
-from dsv3_cpu.team import crew_size, run
+from dsv3_cpu.team import run, tile_of
 from dsv3_cpu.views import (
     CODES,
     DEFAULT,
+    DTYPES,
     Config,
     as_indices,
     dense,
@@ -42,7 +43,7 @@ def mla_prolog(
     n_heads: int,
     config: Config = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
-    """config: tile, rows of a weight that a thread takes at a time."""
+    """config: tile, see `tile_of`."""
     x, known = dense(x), _weights(weights)
     tokens, rope = x.shape[0], cache.kpe.shape[2]
     q_c = torch.empty(tokens, n_heads, known.rank, dtype=x.dtype)
@@ -51,7 +52,7 @@ def mla_prolog(
     words = (
         *known.words, x.data_ptr(), *x.shape, *index_words(place), *kept_words(cos_sin), *index_words(to),
         cache.ckv.shape[1], *planes(cache), float_word(float(eps)),
-        config.get("tile") or known.tile(), int(known.snapped), *known.scratch(tokens),
+        tile_of(known.kv_a.rows + known.q_a.rows, config.get("tile")), int(known.snapped), *known.scratch(tokens, x.dtype),
         q_c.data_ptr(), *q_c.shape, q_pe.data_ptr(), *q_pe.shape,
     )  # fmt: skip
     key = (x.dtype, cache.ckv.dtype, cache.kpe.dtype)
@@ -59,7 +60,8 @@ def mla_prolog(
     if program is None:
         code, plane, keys = (CODES[dtype] for dtype in key)
         cached = f"{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i"
-        step = f"{code}:2,i4:1,f4:2,i4:1,i,{cached},f,i,i,f4:2,f4:2,f4:2,f4:2,f4:2,f4:2,{code}:3,{code}:3"
+        q_a, kv_a, q_b = (w.arranged(1, x.dtype)[0] + ":2" for w in (known.q_a, known.kv_a, known.q_b))
+        step = f"{code}:2,i4:1,f4:2,i4:1,i,{cached},f,i,i,{q_a},{kv_a},f4:2,{q_b},f4:2,f4:2,{code}:3,{code}:3"
         program = known.programs[key] = _prolog.program(f"{known.signature},{step}")
     run(program, known.bytes, words)
     return q_c, q_pe
@@ -85,22 +87,18 @@ class _Weights:
         self.programs: dict[Any, int] = {}
         self._spaces = threading.local()  # two threads of Python may run one layer
 
-    def tile(self) -> int:
-        """Rows of a weight that a thread takes at a time."""
-        return next((tile for tile in (64, 32) if self.kv_a.rows + self.q_a.rows >= 4 * tile * crew_size()), 16)
-
-    def scratch(self, tokens: int) -> tuple[int, ...]:
+    def scratch(self, tokens: int, dtype: torch.dtype) -> tuple[int, ...]:
         """The words of the kernel's scratch."""
         spaces: dict[Any, Any] = self._spaces.__dict__
-        found = spaces.get(tokens)
+        found = spaces.get((tokens, dtype))
         if found is None:
             width, low = self.kv_a.columns, self.q_a.rows
-            sizes = (
-                self.q_a.padded(width) if low else 0, self.kv_a.padded(width), low, self.q_b.padded(low or width),
-                self.kv_a.rows, self.q_b.rows,
+            kinds = (
+                self.q_a.arranged(width if low else 0, dtype), self.kv_a.arranged(width, dtype), ("f4", low),
+                self.q_b.arranged(low or width, dtype), ("f4", self.kv_a.rows), ("f4", self.q_b.rows),
             )  # fmt: skip
-            arrays = [np.empty((tokens, size), np.float32) for size in sizes]
-            found = spaces[tokens] = arrays, words_of(*arrays)
+            arrays = [np.empty((tokens, size), DTYPES[code]) for code, size in kinds]
+            found = spaces[tokens, dtype] = arrays, words_of(*arrays)
         words: tuple[int, ...] = found[1]
         return words
 

@@ -19,6 +19,7 @@ from dsv3_cpu.constants import LINE, MOST_WORKERS, STATUS, STOPPED, WORDS
 _NO_MEMORY = "a kernel found no memory for its intermediate results"
 # Bytes read, or their equivalent in arithmetic, from which threads pay.
 WORTH_THREADS = 1 << 16
+_MOST_ROWS = 256
 
 
 class _Native:
@@ -109,6 +110,15 @@ def crew_size() -> int:
 
         _asked = torch.get_num_threads
     return min(_asked(), MOST_WORKERS + 1)
+
+
+def tile_of(rows: int, most: int | None) -> int:
+    """Rows of a weight that a thread takes at a time, a power of two: many, since memory is read fastest in long runs and x is
+    prepared for each, but no more than `most`, and few enough for threads to end together. rows: in all."""
+    tile, fair = 16, rows // (4 * crew_size())
+    while tile <= fair and tile < (most or _MOST_ROWS):
+        tile *= 2
+    return tile
 
 
 def run(program: int, size: int, arguments: tuple[int, ...]) -> None:

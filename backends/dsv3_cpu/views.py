@@ -23,6 +23,7 @@ from dsv3_cpu.programs import signature_of, words_of
 Array = np.ndarray[Any, Any]
 Config = Mapping[str, Any]  # meta-parameters, see configs/kernels
 DEFAULT: Config = {}
+BLOCK = 128  # numbers under one scale
 FIRST = np.zeros(1, np.int64)  # the expert of a weight that has none
 _NUMBERS = {torch.float32: np.float32, torch.int32: np.int32, torch.int8: np.int8}
 _BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.int8}
@@ -108,9 +109,15 @@ class Weight:
             values, scales = values[None], scales[None]
         return cls(values, scales, _FORMS[w.quant.split("-")[0]] or _REAL[values.dtype.name])
 
-    def padded(self, size: int) -> int:
-        """Numbers of a row of x once it is arranged for this weight: whole steps, and for FP8 the peaks of its blocks."""
-        return -(-size // self.step) * self.step + self.peaks
+    def arranged(self, size: int, dtype: torch.dtype) -> tuple[str, int]:
+        """What rows of so many activations become for this weight: their dtype's code in signatures, and how many there are.
+
+        float32, in whole steps and for FP8 with the peaks of its blocks; with bfloat16 activations INT8 and INT4 weights are
+        multiplied in whole numbers, see kernels/whole.py."""
+        blocks = -(-size // BLOCK)
+        if dtype == torch.bfloat16 and self.form in _WHOLE:
+            return _WHOLE[self.form][0], _WHOLE[self.form][1] * blocks
+        return "f4", -(-size // self.step) * self.step + self.peaks
 
     @property
     def columns(self) -> int:
@@ -122,6 +129,9 @@ class Weight:
         return Weight(self.values[:, :0], self.scales[:, :0], self.form)
 
 
+# Dtype and size of a block of activations with its scale: of INT8 weights, of INT4 ones.
+_WHOLE = {"int8": ("i2", BLOCK + 2), "int4": ("i1", 2 * BLOCK + 8)}
+DTYPES = {"f4": np.float32, "i2": np.int16, "i1": np.int8}
 _FORMS = {"fp8": "fp8", "int8": "int8", "int4": "int4", "none": ""}
 _REAL = {"uint16": "bf16", "float32": "f32"}
 

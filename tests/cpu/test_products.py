@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dsv3.budget.units import BF16_OPERAND
 from dsv3.plugin import Prepared
-from dsv3_cpu import experts, linear, team, views
+from dsv3_cpu import experts, int8, linear, team, views
 from tests.cpu.weights import LAYERS, SCHEMES, WEIGHT_ONLY, real, weight
 
 
@@ -34,7 +34,9 @@ def test_few_rows_are_float64_s(quant: str, rows: int, width: int, tokens: int, 
     size = x.double().abs() @ real(w).abs().T
     wanted = x.double() @ real(w).T
     error = (linear.quant_linear_few(x, w).double() - wanted).abs()
-    assert bool((error <= 2.0**-18 * size + (2.0**-8 * wanted.abs() if dtype == torch.bfloat16 else 0)).all())
+    half = dtype == torch.bfloat16
+    whole = half and quant.startswith("int")  # activations as whole numbers, see below
+    assert bool((error <= (BF16_OPERAND if whole else 2.0**-18) * size + (2.0**-8 * wanted.abs() if half else 0)).all())
 
 
 def test_every_fp8_code_that_is_a_number_is_exact() -> None:
@@ -54,21 +56,54 @@ def test_every_fp8_code_that_is_a_number_is_exact() -> None:
             assert torch.equal(several[1], wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("quant", WEIGHT_ONLY)
-def test_infinity_and_nan_pass_through(quant: str, bad: float) -> None:
+def test_infinity_and_nan_show_in_the_result(quant: str, bad: float, dtype: torch.dtype) -> None:
     w = weight(quant, 40, 200, dtype=torch.bfloat16)
-    x = torch.randn(3, 200)
+    x = torch.randn(3, 200).to(dtype)
     x[1, 7] = bad
     got = linear.quant_linear_few(x, w)
     assert torch.isfinite(got[[0, 2]]).all()
     wanted = x[1].double() @ real(w).T
+    if dtype == torch.bfloat16 and quant.startswith("int"):  # which have a block's numbers under one scale
+        assert torch.isnan(got[1]).all()
+        return
     assert torch.equal(torch.isnan(got[1]), torch.isnan(wanted)) and torch.equal(torch.isinf(got[1]), torch.isinf(wanted))
+
+
+@pytest.mark.parametrize("quant", ["int8-w8a16", "int4-w4a16"])
+def test_activations_as_whole_numbers_lose_less_than_bfloat16_does(quant: str) -> None:
+    """Blocks of tiny and of huge numbers, and one number a thousand times the others'."""
+    w = weight(quant, 64, 512, dtype=torch.bfloat16)
+    x = torch.randn(4, 512)
+    x[0] *= 2.0**-110
+    x[1] *= 2.0**110
+    x[2, 200] = 1000.0
+    x[3, :128] = 0.0
+    x = x.to(torch.bfloat16)
+    exact = x.double() @ real(w).T
+    error = (linear.quant_linear_few(x, w).double() - exact).abs()
+    lost = 2.0**-13 if quant.startswith("int4") else 2.0**-14  # of a block's largest number, halved by rounding
+    blocks = x.double().abs().view(4, 4, 128).amax(2, keepdim=True).expand(4, 4, 128).reshape(4, 512)
+    bound = 2.0**-8 * exact.abs() + lost / 2 * blocks @ real(w).abs().T
+    assert bool((error <= bound).all())
+    rounding = (2.0**-9 * exact.abs()).pow(2).mean(1).sqrt()  # what the result loses by being bfloat16
+    assert bool((error.pow(2).mean(1).sqrt() < rounding * 1.1).all())
+
+
+def test_int8_activations_are_those_of_quant_int8() -> None:
+    """Their products are sums of whole numbers, rounded once for every 128 of them."""
+    w, x = weight("int8-w8a8", 64, 300, dtype=torch.bfloat16), torch.randn(5, 300).to(torch.bfloat16)
+    codes, scale = int8.quant_int8(x, 1e-10)
+    wanted = (codes.double() @ w.tensors["weight"].double().T) * scale.double() * w.tensors["scale"].double().T
+    got = linear.quant_linear_few(x, w).double()
+    assert bool(((got - wanted).abs() <= 2.0**-8 * wanted.abs() + 1e-6 * wanted.abs().max()).all())
 
 
 @pytest.mark.parametrize("quant", WEIGHT_ONLY)
 def test_a_row_has_the_same_bits_alone_and_beside_others(quant: str) -> None:
-    w, x = weight(quant, 200, 300, dtype=torch.bfloat16), torch.randn(16, 300)
+    w, x = weight(quant, 200, 300, dtype=torch.bfloat16), torch.randn(16, 300).to(torch.bfloat16)
     whole = linear.quant_linear_few(x, w)
     for count in (1, 2, 3, 5, 7):
         assert torch.equal(torch.cat([linear.quant_linear_few(x[i : i + count], w) for i in range(0, 16, count)]), whole)

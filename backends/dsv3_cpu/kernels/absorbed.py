@@ -7,12 +7,14 @@ from numba.core import types
 
 from dsv3_cpu.compile import overloads
 from dsv3_cpu.kernels.atoms import take
-from dsv3_cpu.kernels.dots import ROWS, dots, mix
+from dsv3_cpu.kernels.columns import AT_ONCE, add_rows
+from dsv3_cpu.kernels.dots import dots
 from dsv3_cpu.kernels.numbers import put, widen
 from dsv3_cpu.processor import LANES
 
 ROOM = 8 * LANES  # beyond the depth of a row and the width of a total, so that whole steps fit
-_STEP = 2 * LANES
+_STEP = 2 * LANES  # numbers that the planes of bfloat16 take turns in
+_WHOLE = 4 * LANES
 
 
 def heads(team, me, crew, x, flat, sh, sa, sc, y):
@@ -49,7 +51,7 @@ def across(flat, sa, width, c):
 def _across(flat, sa, width, c):
     if flat.dtype == types.uint16:
         return lambda flat, sa, width, c: (
-            c // _STEP * _STEP + c % 2 * LANES + c % _STEP // 2 if sa != 1 and c < width // _STEP * _STEP else c
+            c // _STEP * _STEP + c % 2 * LANES + c % _STEP // 2 if sa != 1 and c < width // _WHOLE * _WHOLE else c
         )
     return lambda flat, sa, width, c: c
 
@@ -61,29 +63,20 @@ def head(flat, base, sa, sc, row, depth, width, total):
 @overloads(head)
 def _head(flat, base, sa, sc, row, depth, width, total):
     name, item = ("bf16", 2) if flat.dtype == types.uint16 else ("f32", 4)
-    dot, add = dots(name, 1), mix(name, 1)
+    dot, several, one = dots(name, 1), add_rows(name, AT_ONCE), add_rows(name, 1)
 
     def run(flat, base, sa, sc, row, depth, width, total):
         at = flat.ctypes.data + item * base
         if sa == 1:
-            for c in range(0, width, ROWS):
-                dot(
-                    at + item * c * sc,
-                    item * sc,
-                    width - c,
-                    0,
-                    0,
-                    row.ctypes.data,
-                    0,
-                    1,
-                    item * depth,
-                    total.ctypes.data + 4 * c,
-                )
+            for c in range(width):
+                dot(at + item * c * sc, 0, row.ctypes.data, 0, 1, item * depth, total.ctypes.data + 4 * c)
             return
-        whole = width // _STEP * _STEP
-        nothing = np.zeros(1, np.float32)
+        whole = width // _WHOLE * _WHOLE
         total[:whole] = 0
-        add(row.ctypes.data, 0, at, item * sa, depth, nothing.ctypes.data, total.ctypes.data, 0, whole)
+        for a in range(0, depth - depth % AT_ONCE, AT_ONCE):
+            several(row.ctypes.data + 4 * a, at + item * a * sa, item * sa, total.ctypes.data, whole)
+        for a in range(depth - depth % AT_ONCE, depth):
+            one(row.ctypes.data + 4 * a, at + item * a * sa, item * sa, total.ctypes.data, whole)
         for c in range(whole, width):
             part = np.float32(0)
             for a in range(depth):

@@ -11,8 +11,8 @@ from numba.extending import intrinsic
 from numba.np import arrayobj
 
 _DTYPES = {
-    "u1": types.uint8, "i1": types.int8, "u2": types.uint16, "f4": types.float32, "f8": types.float64, "i4": types.int32,
-    "i8": types.int64,
+    "u1": types.uint8, "i1": types.int8, "i2": types.int16, "u2": types.uint16, "f4": types.float32, "f8": types.float64,
+    "i4": types.int32, "i8": types.int64,
 }  # fmt: skip
 _WORD = ir.IntType(64)
 

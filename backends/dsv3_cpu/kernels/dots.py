@@ -16,7 +16,6 @@ from numba.extending import intrinsic
 from dsv3_cpu.kernels.lanes import F32, FORMATS, GROUP, I8, I32, I64, Format, constant, read, splat, vector
 from dsv3_cpu.processor import LANES
 
-ROWS = 1  # of a weight at a time: they follow each other in memory, which is read fastest in its order
 # Sums that one product is made of. The same number for every count of rows of x, so that a row's bits do not depend on others.
 _CHAINS = 4
 
@@ -29,12 +28,33 @@ def at_once(name: str) -> int:
 _AHEAD = 2048  # bytes
 
 
+def prefetch_lines(b: Any, address: Any, size: int) -> None:
+    """Asks for what follows on a step of so many bytes: rows are short, and the processor takes a while to see that they follow
+    each other."""
+    for line in range(0, size, 64):
+        prefetch(b, address, _AHEAD + line)
+
+
 def prefetch(b: Any, address: Any, ahead: int) -> None:
-    """Asks for what is so many bytes on: rows are short, and the processor takes a while to see that they follow each other."""
+    """Asks for the line so many bytes on."""
     kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
     call = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
     place = b.inttoptr(b.add(address, ir.Constant(I64, ahead)), I8.as_pointer())
     b.call(call, [place, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
+
+
+def fma(b: Any, x: Any, y: Any, z: Any) -> Any:
+    """x * y + z of vectors, rounded once."""
+    kind = x.type
+    name = f"llvm.fma.v{kind.count}f32"
+    return b.call(cgutils.get_or_insert_function(b.module, ir.FunctionType(kind, [kind] * 3), name), [x, y, z])
+
+
+def fold(b: Any, value: Any) -> Any:
+    """The sum of a vector's numbers, in an order that is always the same."""
+    kind = ir.FunctionType(F32, [F32, value.type])
+    reduce = cgutils.get_or_insert_function(b.module, kind, f"llvm.vector.reduce.fadd.v{value.type.count}f32")
+    return b.call(reduce, [ir.Constant(F32, 0.0), value], fastmath=("reassoc",))
 
 
 class _Emitter:
@@ -48,20 +68,14 @@ class _Emitter:
             for r in range(rows) for c in range(columns) for a in range(chains)
         }  # fmt: skip
 
-    def fma(self, x: Any, y: Any, z: Any) -> Any:
-        kind = x.type
-        name = f"llvm.fma.v{kind.count}f32"
-        return self.b.call(cgutils.get_or_insert_function(self.b.module, ir.FunctionType(kind, [kind] * 3), name), [x, y, z])
-
-    def step(self, weights: list[Any], xs: list[Any], scales: list[Any]) -> None:
-        """One step of every row, at these addresses; scales: of the group it is in."""
+    def step(self, weights: list[Any], xs: list[Any], scale: Any) -> None:
+        """One step of every row, at these addresses; scale: that of the group it is in."""
         planes = self.form.planes
         x = [[read(self.b, at, vector(F32), 4 * p * vector(F32).count) for p in range(planes)] for at in xs]
         for r, address in enumerate(weights):
-            for line in range(0, self.form.size, 64):
-                prefetch(self.b, address, _AHEAD + line)
+            prefetch_lines(self.b, address, self.form.size)
             decoded = self.form.decode(self.b, address)
-            factor = splat(self.b, read(self.b, scales[r], F32)) if self.grouped else None
+            factor = splat(self.b, read(self.b, scale, F32)) if self.grouped else None
             for c in range(self.columns):
                 if factor is None:
                     for p in range(planes):
@@ -70,79 +84,97 @@ class _Emitter:
                     self._add(self.sums[r, c, 0], factor, self._group(decoded, x[c]))
 
     def _add(self, total: Any, a: Any, b: Any) -> None:
-        self.b.store(self.fma(a, b, self.b.load(total)), total)
+        self.b.store(fma(self.b, a, b, self.b.load(total)), total)
 
     def _group(self, decoded: list[Any], x: list[Any]) -> Any:
         parts = [self.b.fmul(decoded[0], x[0]), self.b.fmul(decoded[1], x[1])]
         for p in range(2, len(x)):
-            parts[p % 2] = self.fma(decoded[p], x[p], parts[p % 2])
+            parts[p % 2] = fma(self.b, decoded[p], x[p], parts[p % 2])
         return self.b.fadd(*parts)
 
     def total(self, r: int, c: int) -> Any:
         values = [self.b.load(self.sums[r, c, a]) for a in range(self.chains)]
         while len(values) > 1:
             values = [self.b.fadd(*values[a : a + 2]) for a in range(0, len(values), 2)]
-        value = values[0]
-        kind = ir.FunctionType(F32, [F32, value.type])
-        reduce = cgutils.get_or_insert_function(self.b.module, kind, f"llvm.vector.reduce.fadd.v{value.type.count}f32")
-        return self.b.call(reduce, [ir.Constant(F32, 0.0), value], fastmath=("reassoc",))
+        return fold(self.b, values[0])
 
 
 @functools.cache
-def dots(name: str, columns: int, rows: int = ROWS, chains: int = _CHAINS) -> Any:
-    """An intrinsic (w, stride, rows, s, s_stride, x, x_stride, columns, size, out): out[r * columns + c], float32, is the
-    sum of row r of the weight times row c of x, for `rows` rows and `columns` columns.
+def dots(name: str, columns: int) -> Any:
+    """An intrinsic (w, s, x, x_stride, width, size, out): out[c], float32, is the sum of a row of the weight times row c of x.
 
-    w, s, x, out: addresses; strides in bytes; rows, columns: how many there are, beyond which the last counts again; size:
-    bytes of a row of the weight. x is arranged, and zero up to a whole step. s: INT4's scales, one for each group.
+    w, s, x, out: addresses, s that of INT4's scales, one for each group; x_stride in bytes; width: rows of x that there are,
+    beyond which the last counts again; size: bytes of a row of the weight. x is arranged, and zero up to a whole step.
     """
-    form, grouped = FORMATS[name], name == "int4"
 
     @intrinsic
-    def multiply(typing, w, stride, count, s, s_stride, x, x_stride, width, size, out):
+    def multiply(typing, w, s, x, x_stride, width, size, out):
         def generate(context, b, signature, arguments):
-            w, stride, count, s, s_stride, x, x_stride, width, size, out = arguments
-
-            def several(base: Any, by: Any, most: Any, n: int) -> list[Any]:
-                last = b.sub(most, ir.Constant(I64, 1))
-                found = [base]
-                for i in range(1, n):
-                    index = b.select(b.icmp_signed("<", ir.Constant(I64, i), last), ir.Constant(I64, i), last)
-                    found.append(b.add(base, b.mul(by, index)))
-                return found
-
-            ws, xs = several(w, stride, count, rows), several(x, x_stride, width, columns)
-            ss = several(s, s_stride, count, rows)
-            made = _Emitter(b, form, rows, columns, grouped, 1 if grouped else min(chains, form.planes))
-            steps = b.sdiv(size, ir.Constant(I64, form.size))
-
-            def scales(step: Any) -> list[Any]:
-                group = b.mul(b.sdiv(b.mul(step, ir.Constant(I64, form.numbers)), ir.Constant(I64, GROUP)), ir.Constant(I64, 4))
-                return [b.add(at, group) for at in ss] if grouped else []
-
-            def x_at(step: Any) -> list[Any]:
-                offset = b.mul(step, ir.Constant(I64, 4 * form.numbers))
-                return [b.add(at, offset) for at in xs]
-
-            with cgutils.for_range(b, steps) as loop:
-                offset = b.mul(loop.index, ir.Constant(I64, form.size))
-                made.step([b.add(at, offset) for at in ws], x_at(loop.index), scales(loop.index))
-            done = b.mul(steps, ir.Constant(I64, form.size))
-            rest = b.sub(size, done)
-            with b.if_then(b.icmp_signed(">", rest, ir.Constant(I64, 0))):
-                made.step([_copied(b, b.add(at, done), rest, form.size) for at in ws], x_at(steps), scales(steps))
-            for r in range(rows):
-                for c in range(columns):
-                    at = b.add(out, ir.Constant(I64, 4 * (r * columns + c)))
-                    b.store(made.total(r, c), b.inttoptr(at, F32.as_pointer()))
+            w, s, x, x_stride, width, size, out = arguments
+            _write(b, name, [w], s, several(b, x, x_stride, width, columns), size, out, _CHAINS)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 10), generate
+        return types.void(*[types.intp] * 7), generate
 
     return multiply
 
 
-def _copied(b: Any, address: Any, size: Any, whole: int) -> Any:
+@functools.cache
+def rows_dots(name: str, columns: int, rows: int) -> Any:
+    """An intrinsic (w, stride, count, x, x_stride, width, size, out): out[r * columns + c] is the sum of row r of w times row c
+    of x, for as many rows of both; count and width: how many there are, see `dots`. Not for INT4."""
+
+    @intrinsic
+    def multiply(typing, w, stride, count, x, x_stride, width, size, out):
+        def generate(context, b, signature, arguments):
+            w, stride, count, x, x_stride, width, size, out = arguments
+            ws, xs = several(b, w, stride, count, rows), several(b, x, x_stride, width, columns)
+            _write(b, name, ws, None, xs, size, out, 1)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 8), generate
+
+    return multiply
+
+
+def several(b: Any, base: Any, by: Any, most: Any, n: int) -> list[Any]:
+    """The addresses of n rows, `by` bytes apart, of which there are `most`; beyond those the last one's."""
+    last = b.sub(most, ir.Constant(I64, 1))
+    found = [base]
+    for i in range(1, n):
+        index = b.select(b.icmp_signed("<", ir.Constant(I64, i), last), ir.Constant(I64, i), last)
+        found.append(b.add(base, b.mul(by, index)))
+    return found
+
+
+def _write(b: Any, name: str, ws: list[Any], s: Any, xs: list[Any], size: Any, out: Any, chains: int) -> None:
+    """The loop over `size` bytes of rows of the weight, and its sums, to the address out."""
+    form, grouped = FORMATS[name], name == "int4"
+    made = _Emitter(b, form, len(ws), len(xs), grouped, 1 if grouped else min(chains, form.planes))
+    steps = b.sdiv(size, ir.Constant(I64, form.size))
+
+    def scale(step: Any) -> Any:
+        group = b.mul(b.sdiv(b.mul(step, ir.Constant(I64, form.numbers)), ir.Constant(I64, GROUP)), ir.Constant(I64, 4))
+        return b.add(s, group) if grouped else None
+
+    def x_at(step: Any) -> list[Any]:
+        offset = b.mul(step, ir.Constant(I64, 4 * form.numbers))
+        return [b.add(at, offset) for at in xs]
+
+    with cgutils.for_range(b, steps) as loop:
+        offset = b.mul(loop.index, ir.Constant(I64, form.size))
+        made.step([b.add(at, offset) for at in ws], x_at(loop.index), scale(loop.index))
+    done = b.mul(steps, ir.Constant(I64, form.size))
+    rest = b.sub(size, done)
+    with b.if_then(b.icmp_signed(">", rest, ir.Constant(I64, 0))):
+        made.step([copied(b, b.add(at, done), rest, form.size) for at in ws], x_at(steps), scale(steps))
+    for r in range(len(ws)):
+        for c in range(len(xs)):
+            at = b.add(out, ir.Constant(I64, 4 * (r * len(xs) + c)))
+            b.store(made.total(r, c), b.inttoptr(at, F32.as_pointer()))
+
+
+def copied(b: Any, address: Any, size: Any, whole: int) -> Any:
     """The address of a copy of the last bytes of a row, zero up to a whole step: nothing beyond the row is read."""
     kind = ir.ArrayType(I8, whole)
     place = cgutils.alloca_once(b, kind)

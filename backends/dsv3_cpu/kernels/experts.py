@@ -9,7 +9,7 @@ from dsv3_cpu.kernels.atoms import take, wait_for_all
 from dsv3_cpu.kernels.numbers import put, sigmoid, widen
 from dsv3_cpu.kernels.product import scratch_for, sums_of
 from dsv3_cpu.kernels.routing import choose_row
-from dsv3_cpu.kernels.rows import arrange, coded, eight, peaks_of, place, snap
+from dsv3_cpu.kernels.rows import arrange
 
 ROUTING, UP, DOWN = 0, 1, 2  # phases
 
@@ -47,8 +47,8 @@ def sort_pairs(ids, weights, local, n_experts, experts, offsets, token, factor):
 
 
 @inner
-def gated_tile(w, s, w2, s2, e, first, last, x, index, start, end, scratch, up_scratch, h, to):
-    """h[to + i] = silu(gate) * up of row index[start + i] of arranged x, for rows first to last of the gate, as w2 wants it."""
+def gated_tile(w, s, e, first, last, x, index, start, end, scratch, up_scratch, h, to):
+    """h[to + i] = silu(gate) * up of row index[start + i] of arranged x, for rows first to last of the gate."""
     half = w.shape[1] // 2
     sums_of(w, s, e, first, last, x, index, start, end, scratch)
     sums_of(w, s, e, half + first, half + last, x, index, start, end, up_scratch)
@@ -56,37 +56,26 @@ def gated_tile(w, s, w2, s2, e, first, last, x, index, start, end, scratch, up_s
     for i in range(end - start):
         for n in range(last - first):
             g = gates[i, n]
-            gates[i, n] = (g * sigmoid(g)) * ups[i, n]
-        for n in range(last - first):
-            h[to + i, place(w2, s2, first + n)] = gates[i, n]
-
-
-@inner
-def zero_ends(w2, s2, half, h):
-    """What products read beyond the width of arranged rows."""
-    end = h.shape[1] - (s2.shape[s2.ndim - 1] if coded(w2, s2) else 0)  # there the peaks begin
-    for r in range(h.shape[0]):
-        for k in range(half, end):
-            h[r, place(w2, s2, k)] = 0
+            h[to + i, first + n] = (g * sigmoid(g)) * ups[i, n]
 
 
 @inner
 def mixture(
     team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, experts, offsets, token, factor, used, x, xs, tile, snapped,
-    h, hs, y,
+    h, hs, a, shared_a, y,
 ):  # fmt: skip
     """Both products over all experts of the sorted pairs, and over the shared ones unless they are of no width.
 
-    x, xs: tokens arranged for w13 and shared13; h [pairs, ..], hs [T, ..]: scratch; y [T, H] gets the sums. tile: outputs that
-    a thread takes at a time. snapped: INT8 activations, see `snap`.
+    x, xs: tokens arranged for w13 and shared13; scratch: h [pairs, I], hs [T, Is], and both arranged for w2 and shared2;
+    y [T, H] gets the sums. tile: outputs that a thread takes at a time. snapped: INT8 activations, see `arrange`.
     """
     tokens, most = y.shape[0], 1
     for j in range(used):
         most = max(most, offsets[j + 1] - offsets[j])
     half, half_shared = w13.shape[1] // 2, shared13.shape[1] // 2
     rows = max(most, tokens)
-    wide = max(x.shape[1], xs.shape[1], h.shape[1], hs.shape[1])
-    scratch, up_scratch = scratch_for(wide, rows, tile), scratch_for(wide, rows, tile)
+    gates, ups = scratch_for(x, rows, tile), scratch_for(x, rows, tile)
+    shared_gates, shared_ups = scratch_for(xs, tokens, tile), scratch_for(xs, tokens, tile)
     everyone = np.arange(tokens)
     tiles, shared_tiles = (half + tile - 1) // tile, (half_shared + tile - 1) // tile
     p = take(team, UP)
@@ -94,29 +83,22 @@ def mixture(
         if p < used * tiles:
             j = p // tiles
             first = (p - j * tiles) * tile
-            gated_tile(w13, s13, w2, s2, experts[j], first, min(half, first + tile), x, token, offsets[j], offsets[j + 1],
-                       scratch, up_scratch, h, offsets[j])  # fmt: skip
+            gated_tile(w13, s13, experts[j], first, min(half, first + tile), x, token, offsets[j], offsets[j + 1], gates, ups,
+                       h, offsets[j])  # fmt: skip
         else:
             first = (p - used * tiles) * tile
-            gated_tile(shared13, t13, shared2, t2, 0, first, min(half_shared, first + tile), xs, everyone, 0, tokens, scratch,
-                       up_scratch, hs, 0)  # fmt: skip
+            gated_tile(shared13, t13, 0, first, min(half_shared, first + tile), xs, everyone, 0, tokens, shared_gates,
+                       shared_ups, hs, 0)  # fmt: skip
         p = take(team, UP)
     wait_for_all(team, crew)
-    if coded(w2, s2):
-        for r in range(me, offsets[used], crew):
-            peaks_of(w2, s2, h, r)
-        if half_shared:
-            for t in range(crew - 1 - me, tokens, crew):
-                peaks_of(shared2, t2, hs, t)
-        wait_for_all(team, crew)
-    if eight(w2, s2) and snapped:
-        for r in range(me, offsets[used], crew):
-            snap(w2, s2, h, r, snapped)
-        if half_shared:
-            for t in range(crew - 1 - me, tokens, crew):
-                snap(shared2, t2, hs, t, snapped)
-        wait_for_all(team, crew)
-    sums, pairs = scratch[3], np.arange(h.shape[0])
+    for r in range(me, offsets[used], crew):
+        arrange(w2, s2, h, r, a, r, snapped)
+    if half_shared:
+        for t in range(crew - 1 - me, tokens, crew):
+            arrange(shared2, t2, hs, t, shared_a, t, snapped)
+    wait_for_all(team, crew)
+    scratch, shared_scratch, pairs = scratch_for(a, most, tile), scratch_for(shared_a, tokens, tile), np.arange(h.shape[0])
+    sums, shared_sums = scratch[3], shared_scratch[3]
     total = np.empty((tokens, tile), np.float32)
     p = take(team, DOWN)
     while p * tile < y.shape[1]:
@@ -124,16 +106,16 @@ def mixture(
         last = min(y.shape[1], first + tile)
         total[:] = 0
         for j in range(used):
-            sums_of(w2, s2, experts[j], first, last, h, pairs, offsets[j], offsets[j + 1], scratch)
+            sums_of(w2, s2, experts[j], first, last, a, pairs, offsets[j], offsets[j + 1], scratch)
             for i in range(offsets[j + 1] - offsets[j]):
                 t, share = token[offsets[j] + i], factor[offsets[j] + i]
                 for n in range(last - first):
                     total[t, n] += share * sums[i, n]
         if half_shared:
-            sums_of(shared2, t2, 0, first, last, hs, everyone, 0, tokens, scratch)
+            sums_of(shared2, t2, 0, first, last, shared_a, everyone, 0, tokens, shared_scratch)
             for t in range(tokens):
                 for n in range(last - first):
-                    total[t, n] += sums[t, n]
+                    total[t, n] += shared_sums[t, n]
         for t in range(tokens):
             for n in range(first, last):
                 put(y, (t, n), total[t, n - first])
@@ -142,44 +124,40 @@ def mixture(
 
 def fused(
     team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, snapped, pairs, factor, x, weights, ids, local,
-    arranged, shared, h, hs, y,
+    arranged, shared, h, hs, a, shared_a, y,
 ):  # fmt: skip
     """Experts of tokens whose routing is known. pairs [3, T * k + 1] int64, factor [T * k]: scratch of the sort; the others as
     `mixture` has them."""
-    prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs, snapped)
+    prepare(me, crew, w13, s13, shared13, t13, x, arranged, shared, snapped)
     if me == 0:
         pairs[2, pairs.shape[1] - 1] = sort_pairs(ids, weights, local, w13.shape[0], pairs[0], pairs[1], pairs[2], factor)
     wait_for_all(team, crew)
     used = pairs[2, pairs.shape[1] - 1]
     mixture(team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, pairs[0], pairs[1], pairs[2], factor, used, arranged,
-            shared, tile, snapped, h, hs, y)  # fmt: skip
+            shared, tile, snapped, h, hs, a, shared_a, y)  # fmt: skip
 
 
 @inner
-def prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs, snapped):
-    """Tokens arranged for both weights, and scratch zero where nothing writes."""
+def prepare(me, crew, w13, s13, shared13, t13, x, arranged, shared, snapped):
+    """Tokens arranged for both weights."""
     for t in range(me, x.shape[0], crew):
-        arrange(w13, s13, x, t, arranged, t)
-        snap(w13, s13, arranged, t, snapped)
+        arrange(w13, s13, x, t, arranged, t, snapped)
         if shared13.shape[1]:
-            arrange(shared13, t13, x, t, shared, t)
-            snap(shared13, t13, shared, t, snapped)
-    if me == crew - 1:
-        zero_ends(w2, s2, w13.shape[1] // 2, h)
-        zero_ends(shared2, t2, shared13.shape[1] // 2, hs)
+            arrange(shared13, t13, x, t, shared, t, snapped)
 
 
 def layer(
     team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, tile, snapped, pairs, factor, x, weights, ids, local,
-    arranged, shared, h, hs, y, gate, gate_scales, bias, logits, for_gate, n_group, kept, mode, group_mode, renormalize, scale,
+    arranged, shared, h, hs, a, shared_a, y, gate, gate_scales, bias, logits, for_gate, n_group, kept, mode, group_mode,
+    renormalize, scale,
 ):  # fmt: skip
     """`fused` with its routing: ids and weights are scratch here, logits [T, Eg] and for_gate [T, ..] too."""
     for t in range(me, x.shape[0], crew):
-        arrange(gate, gate_scales, x, t, for_gate, t)
-    prepare(me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, x, arranged, shared, h, hs, snapped)
+        arrange(gate, gate_scales, x, t, for_gate, t, 0)
+    prepare(me, crew, w13, s13, shared13, t13, x, arranged, shared, snapped)
     wait_for_all(team, crew)
     step, everyone = 16, np.arange(x.shape[0])
-    scratch = scratch_for(for_gate.shape[1], x.shape[0], step)
+    scratch = scratch_for(for_gate, x.shape[0], step)
     p = take(team, ROUTING)
     while p * step < gate.shape[1]:
         last = min(gate.shape[1], (p + 1) * step)
@@ -196,7 +174,7 @@ def layer(
     wait_for_all(team, crew)
     used = pairs[2, pairs.shape[1] - 1]
     mixture(team, me, crew, w13, s13, w2, s2, shared13, t13, shared2, t2, pairs[0], pairs[1], pairs[2], factor, used, arranged,
-            shared, tile, snapped, h, hs, y)  # fmt: skip
+            shared, tile, snapped, h, hs, a, shared_a, y)  # fmt: skip
 
 
 def combine(team, me, crew, y, place, weights, out):

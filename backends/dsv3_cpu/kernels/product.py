@@ -3,58 +3,63 @@
 from __future__ import annotations
 
 import numpy as np
+from numba.core import types
 
 from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.kernels.atoms import take, wait_for_all
-from dsv3_cpu.kernels.dots import ROWS, at_once, dots
+from dsv3_cpu.kernels.dots import at_once, dots
 from dsv3_cpu.kernels.lanes import GROUP
 from dsv3_cpu.kernels.numbers import put
-from dsv3_cpu.kernels.rows import arrange, kind, ready, row_factor, snap
+from dsv3_cpu.kernels.rows import arrange, kind, ready, row_factor
+from dsv3_cpu.kernels.whole import whole_dots
 
 AT_ONCE = 4  # rows of x that share one decoding of a weight, at most
 
 
-def strip(w, s, e, n, last, at, length, width, out):
-    """Sums of some rows of expert e from n on, below last, with `width` rows of x (1, 2, or 3 and 4) at an address, each
-    `length` numbers long, into out as `dots` has it."""
+def strip(w, s, e, n, last, x, at, length, width, out):
+    """out[r * columns + c]: row n + r, below last, of expert e times row c of `width` (1, 2, or 3 and 4, these being the
+    columns) at an address, arranged as those of x, each `length` numbers long. out: an address."""
 
 
 @overloads(strip)
-def _strip(w, s, e, n, last, at, length, width, out):
-    name = kind(w, s)
-    one, two, four = (dots(name, columns) for columns in (1, 2, 4))
-    item, scaled = w.dtype.bitwidth // 8, s.ndim == 3
+def _strip(w, s, e, n, last, x, at, length, width, out):
+    name, item, scaled, size_of = kind(w, s), w.dtype.bitwidth // 8, s.ndim == 3, x.dtype.bitwidth // 8
+    dot = dots if x.dtype == types.float32 else whole_dots
+    one, two, four = (dot(name, columns) for columns in (1, 2, 4))
 
-    def multiply(w, s, e, n, last, at, length, width, out):
+    def multiply(w, s, e, n, last, x, at, length, width, out):
         size = w.shape[2] * item
-        row = w.ctypes.data + (e * w.shape[1] + n) * size
+        row, step = w.ctypes.data + (e * w.shape[1] + n) * size, size_of * length
         stride = s.shape[2] * 4 if scaled else 0
         scale = s.ctypes.data + (e * s.shape[1] + n) * stride
         if width == 1:
-            one(row, size, last - n, scale, stride, at, 4 * length, 1, size, out)
+            for r in range(last - n):
+                one(row + r * size, scale + r * stride, at, step, 1, size, out + 4 * r)
         elif width == 2:
-            two(row, size, last - n, scale, stride, at, 4 * length, 2, size, out)
+            for r in range(last - n):
+                two(row + r * size, scale + r * stride, at, step, 2, size, out + 8 * r)
         else:
-            four(row, size, last - n, scale, stride, at, 4 * length, width, size, out)
+            for r in range(last - n):
+                four(row + r * size, scale + r * stride, at, step, width, size, out + 16 * r)
 
     return multiply
 
 
-def together(w, s):
+def together(w, s, x):
     """See `at_once`."""
 
 
 @overloads(together)
-def _together(w, s):
-    most = at_once(kind(w, s))
-    return lambda w, s: most
+def _together(w, s, x):
+    most = at_once(kind(w, s)) if x.dtype == types.float32 else AT_ONCE
+    return lambda w, s, x: most
 
 
 @inner
-def scratch_for(columns, rows, tile):
-    """What `sums_of` needs for up to `rows` rows of x of so many arranged columns: folded, undo, parts, sums."""
+def scratch_for(x, rows, tile):
+    """What `sums_of` needs for up to `rows` rows of arranged x: folded, undo, parts, sums."""
     return (
-        np.empty((AT_ONCE, columns), np.float32), np.empty(AT_ONCE), np.empty(ROWS * AT_ONCE, np.float32),
+        np.empty((AT_ONCE, x.shape[1]), x.dtype), np.empty(AT_ONCE), np.empty(tile * AT_ONCE, np.float32),
         np.empty((rows, tile), np.float32),
     )  # fmt: skip
 
@@ -68,18 +73,14 @@ def sums_of(w, s, e, first, last, x, index, start, end, scratch):
         stop = min(last, (block // GROUP + 1) * GROUP)
         i = start
         while i < end:
-            width = min(together(w, s), end - i)
+            width = min(together(w, s, x), end - i)
             at = ready(w, s, e, block, x, index, i, width, folded, undo)
-            length = folded.shape[1] if at == folded.ctypes.data else x.shape[1]
             columns = 4 if width > 2 else width
-            n = block
-            while n < stop:
-                strip(w, s, e, n, stop, at, length, width, parts.ctypes.data)
-                for r in range(min(ROWS, stop - n)):
-                    factor = row_factor(w, s, e, n + r)
-                    for c in range(width):
-                        sums[i - start + c, n + r - first] = np.float32(np.float64(parts[r * columns + c]) * undo[c]) * factor
-                n += ROWS
+            strip(w, s, e, block, stop, x, at, x.shape[1], width, parts.ctypes.data)
+            for c in range(width):
+                for r in range(stop - block):
+                    part = np.float32(np.float64(parts[r * columns + c]) * undo[c])
+                    sums[i - start + c, block + r - first] = part * row_factor(w, s, e, block + r)
             i += width
         block = stop
 
@@ -95,12 +96,11 @@ def most_rows(experts, offsets):
 
 def grouped(team, me, crew, w, s, experts, offsets, x, arranged, tile, snapped, y):
     """y[offsets[j] : offsets[j + 1]] = x[the same] @ w[experts[j]]^T for every j. arranged [M, K up to whole steps]: scratch;
-    tile: rows of a weight that a thread takes at a time, of which 128 is a multiple. snapped: INT8 activations, see `snap`."""
+    tile: rows of a weight that a thread takes at a time. snapped: INT8 activations, see `arrange`."""
     for t in range(me, x.shape[0], crew):
-        arrange(w, s, x, t, arranged, t)
-        snap(w, s, arranged, t, snapped)
+        arrange(w, s, x, t, arranged, t, snapped)
     wait_for_all(team, crew)
-    scratch, index = scratch_for(arranged.shape[1], most_rows(experts, offsets), tile), np.arange(x.shape[0])
+    scratch, index = scratch_for(arranged, most_rows(experts, offsets), tile), np.arange(x.shape[0])
     sums = scratch[3]
     tiles = (w.shape[1] + tile - 1) // tile
     p = take(team, 0)

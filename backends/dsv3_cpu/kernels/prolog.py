@@ -11,7 +11,7 @@ from dsv3_cpu.kernels.latent import write
 from dsv3_cpu.kernels.numbers import put, widen
 from dsv3_cpu.kernels.pointwise import norm_row
 from dsv3_cpu.kernels.product import scratch_for, sums_of
-from dsv3_cpu.kernels.rows import arrange, snap
+from dsv3_cpu.kernels.rows import arrange
 
 DOWN, UP, HEADS = 0, 1, 2  # phases
 
@@ -23,39 +23,34 @@ def prolog(
 ):  # fmt: skip
     """x [T, H] -> q_c [T, Nh, R], q_pe [T, Nh, P], and the cache's rows.
 
-    Without a low-rank query q_a has no row, and q_b takes x. flat and its strides: w_uk [Nh, Dn, R]. Scratch, float32: x
-    arranged for both first products, low [T, Rq], arranged for q_b, kv [T, R + P], q [T, Nh (Dn + P)]. snapped: INT8
-    activations, see `snap`.
+    Without a low-rank query q_a has no row, and q_b takes x. flat and its strides: w_uk [Nh, Dn, R]. Scratch: x arranged
+    for both first products, low [T, Rq], arranged for q_b, kv [T, R + P], q [T, Nh (Dn + P)]. snapped: INT8
+    activations, see `arrange`.
     """
     tokens, rank = x.shape[0], kv_norm.shape[0]
     for t in range(me, tokens, crew):
         if q_a.shape[1]:
-            arrange(q_a, q_a_scales, x, t, for_q_a, t)
-            snap(q_a, q_a_scales, for_q_a, t, snapped)
+            arrange(q_a, q_a_scales, x, t, for_q_a, t, snapped)
         else:
-            arrange(q_b, q_b_scales, x, t, for_q_b, t)
-            snap(q_b, q_b_scales, for_q_b, t, snapped)
-        arrange(kv_a, kv_a_scales, x, t, for_kv_a, t)
-        snap(kv_a, kv_a_scales, for_kv_a, t, snapped)
+            arrange(q_b, q_b_scales, x, t, for_q_b, t, snapped)
+        arrange(kv_a, kv_a_scales, x, t, for_kv_a, t, snapped)
     wait_for_all(team, crew)
     everyone = np.arange(tokens)
-    widest = max(for_q_a.shape[1], max(for_kv_a.shape[1], for_q_b.shape[1]))
-    scratch = scratch_for(widest, tokens, tile)
+    scratch, second = scratch_for(for_q_a, tokens, tile), scratch_for(for_kv_a, tokens, tile)
     first_tiles, tiles = (q_a.shape[1] + tile - 1) // tile, (kv_a.shape[1] + tile - 1) // tile
     p = take(team, DOWN)
     while p < first_tiles + tiles:
         if p < first_tiles:
             product(q_a, q_a_scales, p * tile, tile, for_q_a, everyone, scratch, low)
         else:
-            product(kv_a, kv_a_scales, (p - first_tiles) * tile, tile, for_kv_a, everyone, scratch, kv)
+            product(kv_a, kv_a_scales, (p - first_tiles) * tile, tile, for_kv_a, everyone, second, kv)
         p = take(team, DOWN)
     wait_for_all(team, crew)
     latent, key = np.empty((1, rank), np.float32), np.empty(kv.shape[1] - rank, np.float32)
     for t in range(crew - 1 - me, tokens, crew):
         if q_a.shape[1]:
             norm_row(low, t, q_norm, eps, low)
-            arrange(q_b, q_b_scales, low, t, for_q_b, t)
-            snap(q_b, q_b_scales, for_q_b, t, snapped)
+            arrange(q_b, q_b_scales, low, t, for_q_b, t, snapped)
     for t in range(me, tokens, crew):
         slot = np.int64(slots[t])
         if slot >= 0:
@@ -68,9 +63,10 @@ def prolog(
             for k in range(key.shape[0]):
                 put(keys, page * kp + offset * ks + k, key[k])
     wait_for_all(team, crew)
+    third = scratch_for(for_q_b, tokens, tile)
     p = take(team, UP)
     while p * tile < q_b.shape[1]:
-        product(q_b, q_b_scales, p * tile, tile, for_q_b, everyone, scratch, q)
+        product(q_b, q_b_scales, p * tile, tile, for_q_b, everyone, third, q)
         p = take(team, UP)
     wait_for_all(team, crew)
     heads = q_c.shape[1]

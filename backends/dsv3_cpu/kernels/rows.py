@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 from dsv3_cpu.compile import inner, overloads, strict
 from dsv3_cpu.kernels.lanes import FORMATS, GROUP
 from dsv3_cpu.kernels.numbers import bits_of, float_of, power_of, widen
+from dsv3_cpu.kernels.whole import arrange8, arrange16
 from dsv3_cpu.processor import LANES
 
 _LIFT = 100  # FP8 decodes to 2^-120 of its value: x is scaled to about 2^100 so that products stay normal numbers
@@ -29,43 +30,34 @@ def kind(w, s) -> str:
     return {types.uint8: "int4", types.uint16: "bf16", types.float32: "f32"}[w.dtype]
 
 
-@intrinsic
-def place(typing, w, s, k):
-    """Where number k of a row of x is once it is arranged for this weight."""
-    form = FORMATS[kind(w, s)]
-
-    def generate(context, builder, signature, arguments):
-        number = context.cast(builder, arguments[2], k, types.intp)
-        if form.shared == 1:
-            return number
-        block, shared = ir.Constant(number.type, form.shared * LANES), ir.Constant(number.type, form.shared)
-        within = builder.srem(number, block)
-        plane = builder.mul(builder.srem(within, shared), ir.Constant(number.type, LANES))
-        return builder.add(builder.add(builder.sub(number, within), plane), builder.sdiv(within, shared))
-
-    return types.intp(w, s, k), generate
-
-
-def arrange(w, s, x, t, out, i):
-    """x[t] in float32 in the order of the weight's planes, in out[i], zero up to whole steps, and `peaks` after that."""
+def arrange(w, s, x, t, out, i, snapped):
+    """x[t] in the order of the weight's planes, in out[i]: in float32, zero up to whole steps, and `peaks` after that; or in
+    whole numbers, see whole.py. snapped: INT8 activations, for an INT8 weight."""
 
 
 @overloads(arrange)
-def _arrange(w, s, x, t, out, i):
-    form = FORMATS[kind(w, s)]
+def _arrange(w, s, x, t, out, i, snapped):
+    if out.dtype == types.int16:
+        return lambda w, s, x, t, out, i, snapped: arrange16(x, t, out, i, snapped)
+    if out.dtype == types.int8:
+        return lambda w, s, x, t, out, i, snapped: arrange8(x, t, out, i)
+    name = kind(w, s)
+    form = FORMATS[name]
     step, shared = form.numbers, form.shared
-    block, eight = shared * LANES, kind(w, s) == "fp8"
+    block, eight, whole_numbers = shared * LANES, name == "fp8", name == "int8"
     if shared == 1:
 
-        def copy(w, s, x, t, out, i):
+        def copy(w, s, x, t, out, i, snapped):
             for k in range(x.shape[1]):
                 out[i, k] = widen(x[t, k])
             for k in range(x.shape[1], out.shape[1]):
                 out[i, k] = 0
+            if whole_numbers and snapped:
+                snap_row(out, i)
 
         return copy
 
-    def spread(w, s, x, t, out, i):
+    def spread(w, s, x, t, out, i, snapped):
         size = x.shape[1]
         whole, end = size // block * block, (size + step - 1) // step * step
         for base in range(0, whole, block):
@@ -94,53 +86,6 @@ def peaks(s, x, i):
         for k in range(g * GROUP, min((g + 1) * GROUP, end)):
             most = max(most, bits_of(x[i, k]) & np.uint32(0x7FFFFFFF))
         x[i, end + g] = float_of(most)
-
-
-def coded(w, s):
-    """Whether rows of arranged x are followed by peaks: for FP8."""
-
-
-@overloads(coded)
-def _coded(w, s):
-    found = kind(w, s) == "fp8"
-    return lambda w, s: found
-
-
-def peaks_of(w, s, x, i):
-    """`peaks` of x[i] where the weight is FP8."""
-
-
-@overloads(peaks_of)
-def _peaks_of(w, s, x, i):
-    if kind(w, s) == "fp8":
-        return lambda w, s, x, i: peaks(s, x, i)
-    return lambda w, s, x, i: None
-
-
-def eight(w, s):
-    """Whether activations may be INT8 too: for INT8."""
-
-
-@overloads(eight)
-def _eight(w, s):
-    found = kind(w, s) == "int8"
-    return lambda w, s: found
-
-
-def snap(w, s, x, i, on):
-    """If told so, and for INT8: arranged x[i] is what its INT8 codes stand for, in float32."""
-
-
-@overloads(snap)
-def _snap(w, s, x, i, on):
-    if kind(w, s) != "int8":
-        return lambda w, s, x, i, on: None
-
-    def rounded(w, s, x, i, on):
-        if on:
-            snap_row(x, i)
-
-    return rounded
 
 
 @strict
@@ -201,7 +146,7 @@ def _ready(w, s, e, first, x, index, i, rows, out, undo):
             undo[j] = 1
             together = together and index[i + j] == index[i] + j
         if together:
-            return x.ctypes.data + 4 * index[i] * x.shape[1]
+            return x.ctypes.data + x.itemsize * index[i] * x.shape[1]
         for j in range(rows):
             for k in range(x.shape[1]):
                 out[j, k] = x[index[i + j], k]
