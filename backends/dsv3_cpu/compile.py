@@ -41,6 +41,11 @@ def strict(function: Callable[..., Any]) -> Any:
     return numba.njit(fastmath={"contract"}, **_INNER)(function)
 
 
+def numbers(function: Callable[..., Any]) -> Any:
+    """A function that kernels call, with sums in any order, over numbers that are no NaN and zeros whose sign is nobody's."""
+    return numba.njit(fastmath={*_SUMS, "nnan", "nsz"}, **_INNER)(function)
+
+
 def overloads(stub: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """numba's `overload`, with sums in any order: the decorated function gets types, and returns what is compiled for them."""
     from numba.extending import overload

@@ -114,7 +114,8 @@ def test_a_program_with_a_running_engine_ends() -> None:
         "model.engine.submit(model.requests(['Once'], {'max_new_tokens': 3000, 'ignore_eos': True}))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0 and not done.stderr, done.stderr
+    said = [line for line in done.stderr.splitlines() if not line.startswith("dsv3: compiling")]  # on a machine's first start
+    assert done.returncode == 0 and not said, done.stderr
 
 
 def test_no_signal_handler_is_installed(model: dsv3.Model) -> None:

@@ -80,9 +80,8 @@ class Runner:
                 rows.append(Row(r, drafts[:n], len(r.tokens) + n, None if masks is None else masks[n]))
         if not rows:
             return choices
-        index = torch.tensor(picked, device=hidden.device)
-        raw = self._model.head(hidden[index]) if logits is None else logits[index]
-        bad = {rows[n].request for n in torch.isnan(raw).any(dim=-1).nonzero()[:, 0].tolist()}
+        raw = self._model.head(_rows(hidden, picked)) if logits is None else _rows(logits, picked)
+        bad = {rows[n].request for n, nan in enumerate(torch.isnan(raw.amax(dim=-1)).tolist()) if nan}
         if bad:
             raw = torch.nan_to_num(raw)
         final, ids = self._model.choose(raw, rows)
@@ -146,19 +145,18 @@ class Runner:
                     last.append((r, len(picked) - 1))
         if not picked:
             return
-        states = done.states[torch.tensor(picked, device=done.states.device)]
-        hidden = self._model.mtp_mixed(cache, *runs, states)
+        hidden = self._model.mtp_mixed(cache, *runs, _rows(done.states, picked))
         guessing = [r for r, _ in last]
         if not guessing:
             return
-        hidden = hidden[torch.tensor([row for _, row in last], device=hidden.device)]
+        hidden = _rows(hidden, [row for _, row in last])
         self._guess(guessing, hidden)
         while True:
             more = [n for n, r in enumerate(guessing) if len(r.drafts) < _wanted(r)]
             if not more:
                 return
             guessing = [guessing[n] for n in more]
-            hidden = hidden[torch.tensor(more, device=hidden.device)]
+            hidden = _rows(hidden, more)
             again = [Run(r.row, r.drafts[-1:], len(r.tokens) + len(r.drafts) - 1) for r in guessing]
             hidden = self._model.mtp_mixed(cache, again, [], hidden)
             self._guess(guessing, hidden)
@@ -171,6 +169,13 @@ class Runner:
             r.drafts.append(token)
             if r.sampling.verify == "rejection":
                 r.draft_logits = [*(r.draft_logits or []), final[n]]
+
+
+def _rows(values: Tensor, picked: list[int]) -> Tensor:
+    """These rows; the tensor itself where they are all of it."""
+    if picked == list(range(values.shape[0])):
+        return values
+    return values[torch.tensor(picked, device=values.device)]
 
 
 def _allowed(r: Request) -> Tensor | None:
