@@ -18,7 +18,7 @@ from dsv3_cpu.pointwise import silu_mul
 from dsv3_cpu.programs import Kernel, float_word, words_of
 from dsv3_cpu.routing import GROUP_SCORES, SCORES
 from dsv3_cpu.team import run, tile_of
-from dsv3_cpu.views import DEFAULT, DTYPES, Array, Config, Weight, array, dense, kept, remembered, tensor_weight, weight
+from dsv3_cpu.views import DEFAULT, DTYPES, Array, Config, Memory, Weight, array, dense, kept, remembered, tensor_weight, weight
 
 _NOWHERE = np.empty(0, np.int32)  # the expert map where all experts are here
 _NOWHERE_WORDS = words_of(_NOWHERE)
@@ -218,16 +218,17 @@ class _Layer:
         run(program, self.w13.expert_bytes * min(self.w13.experts, routed[1] * routed[2]), words)
 
 
-_layers: dict[int, Any] = {}
+_layers: Memory = {}
 
 
 def _layer(w13: Prepared, w2: Prepared, shared13: Prepared | None, shared2: Prepared | None) -> _Layer:
-    def make(_: Tensor) -> _Layer:
+    def make() -> _Layer:
         both = (None, None) if shared13 is None or shared2 is None else (weight(shared13), weight(shared2))
         return _Layer(weight(w13), weight(w2), *both)
 
     memory = _layers if shared13 is None else _whole_layers
-    return remembered(memory, w13.tensors["weight"], make)
+    parts = [part for part in (w13, w2, shared13, shared2) if part is not None]
+    return remembered(memory, tuple(tensor for part in parts for tensor in part.tensors.values()), make)
 
 
-_whole_layers: dict[int, Any] = {}
+_whole_layers: Memory = {}

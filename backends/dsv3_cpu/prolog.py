@@ -18,6 +18,7 @@ from dsv3_cpu.views import (
     DEFAULT,
     DTYPES,
     Config,
+    Memory,
     as_indices,
     dense,
     flat,
@@ -44,7 +45,7 @@ def mla_prolog(
     config: Config = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
     """config: tile, see `tile_of`."""
-    x, known = dense(x), _weights(weights)
+    x, known, snapped = dense(x), _weights(weights), weights["kv_a"].quant == "int8-w8a8"
     tokens, rope = x.shape[0], cache.kpe.shape[2]
     q_c = torch.empty(tokens, n_heads, known.rank, dtype=x.dtype)
     q_pe = torch.empty(tokens, n_heads, rope, dtype=x.dtype)
@@ -52,7 +53,7 @@ def mla_prolog(
     words = (
         *known.words, x.data_ptr(), *x.shape, *index_words(place), *kept_words(cos_sin), *index_words(to),
         cache.ckv.shape[1], *planes(cache), float_word(float(eps)),
-        tile_of(known.kv_a.rows + known.q_a.rows, config.get("tile")), int(known.snapped), *known.scratch(tokens, x.dtype),
+        tile_of(known.kv_a.rows + known.q_a.rows, config.get("tile")), int(snapped), *known.scratch(tokens, x.dtype),
         q_c.data_ptr(), *q_c.shape, q_pe.data_ptr(), *q_pe.shape,
     )  # fmt: skip
     key = (x.dtype, cache.ckv.dtype, cache.kpe.dtype)
@@ -74,13 +75,12 @@ class _Weights:
         second = weights.get("q_b", weights.get("q"))
         self.q_b, self.kv_a = weight(_prepared(second)), weight(_prepared(weights["kv_a"]))
         low = weights.get("q_a")
-        self.snapped = _prepared(second).quant == "int8-w8a8"
         self.q_a = self.q_b.nothing() if low is None else weight(_prepared(low))
         uk, norm = _tensor(weights["w_uk"]), kept(_tensor(weights["kv_a_norm"]))
         q_norm = np.empty(0, norm.dtype) if low is None else kept(_tensor(weights["q_a_norm"]))
         self.rank, self.up = int(uk.shape[2]), flat(uk)
         parts = (self.q_a, self.q_b, self.kv_a)
-        others = (q_norm, norm, self.up)
+        self.others = others = (q_norm, norm, self.up)  # what words are the addresses of
         self.words = (*(word for w in parts for word in w.words), *words_of(*others), *uk.stride())
         self.signature = ",".join([*(w.signature for w in parts), signature_of(others), "i,i,i"])
         self.bytes = sum(w.expert_bytes for w in parts)
@@ -115,9 +115,12 @@ def _tensor(w: Any) -> Tensor:
     return w
 
 
-_known: dict[int, Any] = {}
+_known: Memory = {}
 
 
 def _weights(weights: Mapping[str, Any]) -> _Weights:
-    kv_a: Prepared = weights["kv_a"]
-    return remembered(_known, kv_a.tensors["weight"], lambda _: _Weights(weights))
+    tensors: list[Tensor] = []
+    for name in ("kv_a", *weights):
+        part = weights[name]
+        tensors += part.tensors.values() if isinstance(part, Prepared) else (part,)
+    return remembered(_known, tuple(tensors), lambda: _Weights(weights))

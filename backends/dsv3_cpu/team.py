@@ -116,7 +116,7 @@ def tile_of(rows: int, most: int | None) -> int:
     """Rows of a weight that a thread takes at a time, a power of two: many, since memory is read fastest in long runs and x is
     prepared for each, but no more than `most`, and few enough for threads to end together. rows: in all."""
     tile, fair = 16, rows // (4 * crew_size())
-    while tile <= fair and tile < (most or _MOST_ROWS):
+    while 2 * tile <= fair and tile < (most or _MOST_ROWS):
         tile *= 2
     return tile
 

@@ -23,6 +23,8 @@ from dsv3_cpu.programs import signature_of, words_of
 Array = np.ndarray[Any, Any]
 Config = Mapping[str, Any]  # meta-parameters, see configs/kernels
 DEFAULT: Config = {}
+# See `remembered`: the tensors that something was made of, where their numbers are, and what was made.
+Memory = dict[int, tuple[tuple[weakref.ref[Tensor], ...], tuple[int, ...], Any]]
 BLOCK = 128  # numbers under one scale
 FIRST = np.zeros(1, np.int64)  # the expert of a weight that has none
 _NUMBERS = {torch.float32: np.float32, torch.int32: np.int32, torch.int8: np.int8}
@@ -44,12 +46,12 @@ def array(tensor: Tensor) -> Array:
     return found
 
 
-_kept_words: dict[int, tuple[weakref.ref[Tensor], int, tuple[int, ...]]] = {}
+_kept_words: Memory = {}
 
 
 def kept_words(tensor: Tensor) -> tuple[int, ...]:
     """The words of `kept`."""
-    return remembered(_kept_words, tensor, lambda t: words_of(kept(t)))
+    return remembered(_kept_words, (tensor,), lambda: words_of(kept(tensor)))
 
 
 def dense(x: Tensor) -> Tensor:
@@ -58,28 +60,35 @@ def dense(x: Tensor) -> Tensor:
 
 
 # Views of tensors that stay, by the tensor's identity: making one takes as long as a small kernel.
-_kept: dict[int, tuple[weakref.ref[Tensor], int, Array]] = {}
+_kept: Memory = {}
 Made = TypeVar("Made")
 
 
-def remembered(
-    memory: dict[int, tuple[weakref.ref[Tensor], int, Made]], tensor: Tensor, make: Callable[[Tensor], Made]
-) -> Made:
-    """make(tensor), remembered while the tensor lives and its numbers stay where they are."""
-    key = id(tensor)
+def remembered(memory: Memory, tensors: tuple[Tensor, ...], make: Callable[[], Made]) -> Made:
+    """make(), remembered by the first of the tensors that it is made of, while all are the same and their numbers stay where
+    they are."""
+    key = id(tensors[0])
     found = memory.get(key)
-    if found is not None and found[0]() is tensor and found[1] == tensor.data_ptr():
-        return found[2]
-    value = make(tensor)
-    memory[key] = weakref.ref(tensor, lambda _: memory.pop(key, None)), tensor.data_ptr(), value
-    return value
+    if found is not None:
+        for tensor, reference, address in zip(tensors, found[0], found[1], strict=False):
+            if reference() is not tensor or tensor.data_ptr() != address:
+                break
+        else:
+            if len(tensors) == len(found[0]):
+                value: Made = found[2]
+                return value
+    made = make()
+    first, *others = tensors
+    references = weakref.ref(first, lambda _: memory.pop(key, None)), *(weakref.ref(tensor) for tensor in others)
+    memory[key] = references, tuple(tensor.data_ptr() for tensor in tensors), made
+    return made
 
 
 def kept(tensor: Tensor) -> Array:
     """`array` of a weight or a table, remembered while the tensor lives."""
     if not tensor.is_contiguous():  # a copy would not see later changes
         return array(tensor)
-    return remembered(_kept, tensor, array)
+    return remembered(_kept, (tensor,), lambda: array(tensor))
 
 
 class Weight:
@@ -144,17 +153,17 @@ def steps() -> dict[str, int]:
     return {name: form.numbers for name, form in FORMATS.items()}
 
 
-_weights: dict[int, tuple[weakref.ref[Tensor], int, Weight]] = {}
+_weights: Memory = {}
 
 
 def weight(w: Prepared) -> Weight:
     """`Weight.of`, remembered while the weight lives."""
-    return remembered(_weights, w.tensors["weight"], lambda _: Weight.of(w))
+    return remembered(_weights, tuple(w.tensors.values()), lambda: Weight.of(w))
 
 
 def tensor_weight(w: Tensor) -> Weight:
     """A plain tensor [N, K] as a weight."""
-    return remembered(_weights, w, lambda _: Weight.of(Prepared("canonical", "none", tuple(w.shape), {"weight": w})))
+    return remembered(_weights, (w,), lambda: Weight.of(Prepared("canonical", "none", tuple(w.shape), {"weight": w})))
 
 
 class _Scratch(threading.local):
@@ -203,20 +212,20 @@ def _storage(tensor: Tensor) -> Array:
     return array(tensor.as_strided((size,), (1,), tensor.storage_offset()))
 
 
-_flat: dict[int, tuple[weakref.ref[Tensor], int, Array]] = {}
+_flat: Memory = {}
 
 
 def flat(tensor: Tensor) -> Array:
     """The storage of a weight that is a view, for kernels that are told its strides; remembered while the tensor lives."""
-    return remembered(_flat, tensor, _storage)
+    return remembered(_flat, (tensor,), lambda: _storage(tensor))
 
 
-_flat_words: dict[int, tuple[weakref.ref[Tensor], int, tuple[int, ...]]] = {}
+_flat_words: Memory = {}
 
 
 def flat_words(tensor: Tensor) -> tuple[int, ...]:
     """The words of `flat`."""
-    return remembered(_flat_words, tensor, lambda t: words_of(flat(t)))
+    return remembered(_flat_words, (tensor,), lambda: words_of(flat(tensor)))
 
 
 @dataclass(frozen=True)
@@ -241,12 +250,12 @@ class Plane:
         return cls(_storage(tensor), page, slot)
 
 
-_planes: dict[int, tuple[weakref.ref[Tensor], int, Plane]] = {}
+_planes: Memory = {}
 
 
 def plane(tensor: Tensor) -> Plane:
     """`Plane.of`, remembered while the tensor lives."""
-    return remembered(_planes, tensor, Plane.of)
+    return remembered(_planes, (tensor,), lambda: Plane.of(tensor))
 
 
 _NO_SCALES = Plane(np.zeros(1, np.float32), 0, 0)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from dsv3 import ops
-from dsv3.plugin import LatentCache
-from dsv3_cpu import attention, experts, prolog, team
+from dsv3.plugin import LatentCache, Prepared
+from dsv3_cpu import attention, experts, linear, prolog, team
 from tests.cpu.weights import LAYERS, weight
 
 _ROUTING = {"n_group": 4, "topk_group": 2, "topk": 3, "score": "sigmoid", "group_score": "top2_sum", "renormalize": True,
@@ -106,3 +106,35 @@ def test_prefill_in_bfloat16_is_within_its_class(causal: bool) -> None:
     hidden = v.clone()
     hidden[96] = float("nan")
     assert torch.isfinite(attention.mla_prefill_bf16(q, k, hidden, **arguments)[0][:40]).all()
+
+
+def test_a_layer_is_known_by_all_of_its_weights() -> None:
+    """Callers may pair a weight with another partner, other scales or another norm than before; what is kept is not theirs."""
+    x, weights = torch.randn(2, 160), torch.rand(2, 3)
+    ids = torch.tensor([[0, 1, 2], [3, 4, 5]], dtype=torch.int32)
+    w13 = weight("fp8-w8a16", 6, 256, 160)
+    for seed in (1, 2):
+        w2 = weight("fp8-w8a16", 6, 160, 128, seed=seed)
+        few = experts.fused_experts_few(x, weights, ids, w13, w2)
+        many = experts.fused_experts_many(x, weights, ids, w13, w2)
+        assert (few - many).abs().max() < 1e-3 * many.abs().max()
+    plain = weight("fp8-w8a16", 64, 160)
+    double = Prepared("canonical", plain.quant, plain.shape, {**plain.tensors, "scale": 2 * plain.tensors["scale"]})
+    first, second = (linear.quant_linear_few(x, w) for w in (plain, double))
+    assert torch.equal(2 * first, second)
+
+
+def test_a_prolog_is_known_by_its_norms_too() -> None:
+    """Norms that are freed after a call, their memory used for something else."""
+    weights = {"kv_a": weight("fp8-w8a16", 144, 192), "w_uk": torch.randn(3, 32, 128), "q": weight("fp8-w8a16", 144, 192)}
+    x, found = torch.randn(1, 192), []
+    for factor in (1.0, 1.0, 2.0):
+        cache = LatentCache(torch.zeros(1, 16, 128), torch.zeros(1, 16, 16))
+        norm = torch.full((128,), factor)
+        prolog.mla_prolog(
+            x, {**weights, "kv_a_norm": norm}, torch.tensor([0]), torch.rand(4, 16), torch.tensor([0]), cache, 1e-6, 3
+        )
+        found.append(cache.ckv[0, 0])
+        del norm
+        torch.full((128,), 1e30)
+    assert torch.equal(found[0], found[1]) and torch.equal(2 * found[0], found[2])
