@@ -18,7 +18,22 @@ from dsv3_cpu.pointwise import silu_mul
 from dsv3_cpu.programs import Kernel, float_word, words_of
 from dsv3_cpu.routing import GROUP_SCORES, SCORES
 from dsv3_cpu.team import run, tile_of
-from dsv3_cpu.views import DEFAULT, DTYPES, Array, Config, Memory, Weight, array, dense, kept, remembered, tensor_weight, weight
+from dsv3_cpu.views import (
+    DEFAULT,
+    DTYPES,
+    Array,
+    Config,
+    Memory,
+    Weight,
+    array,
+    as_indices,
+    dense,
+    index_words,
+    kept,
+    remembered,
+    tensor_weight,
+    weight,
+)
 
 _NOWHERE = np.empty(0, np.int32)  # the expert map where all experts are here
 _NOWHERE_WORDS = words_of(_NOWHERE)
@@ -114,13 +129,13 @@ def moe_few(
     space = layer.space(x.shape[0], topk, x.dtype)
     routing = layer.routing(x.shape[0], topk, gate.shape[0], router.arranged(x.shape[1], x.dtype)[1])
     added = _zeros(gate.shape[0]) if bias is None else kept(bias)
-    local = () if expert_map is None else words_of(array(expert_map.to(torch.int32)))
+    where = None if expert_map is None else as_indices(expert_map)  # which must outlive the call
     y = torch.empty_like(x)
     more = (
         *router.words, added.ctypes.data, added.shape[0], *routing.more, n_group, topk_group, SCORES[score],
         GROUP_SCORES[group_score], int(renormalize), float_word(float(scale)),
     )  # fmt: skip
-    routed = (*routing.words, *(local or _NOWHERE_WORDS))
+    routed = (*routing.words, *(_NOWHERE_WORDS if where is None else index_words(where)))
     signature, snapped = f",{router.signature},f4:1,f4:2,f4:2,i,i,i,i,i,f", w13.quant == "int8-w8a8"
     layer.run(_layer_kernel, space, x, routed, y, more, signature, config.get("tile"), snapped)
     return y

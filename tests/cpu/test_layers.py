@@ -29,6 +29,27 @@ def test_moe_is_its_decomposition(quant: str, shared: bool, tokens: int) -> None
         torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
 
 
+@pytest.mark.parametrize("tokens", [1, 5, 32])
+@pytest.mark.parametrize(
+    "quant", ["int8-w8a16", *(pytest.param(q, marks=pytest.mark.slow) for q in ("int4-w4a16", "int8-w8a8"))]
+)
+def test_moe_in_whole_numbers_is_its_decomposition_in_float32(quant: str, tokens: int) -> None:
+    """bfloat16 in and out, widths that are no multiple of 128, shared experts stored otherwise than the routed ones."""
+    w13, w2 = weight(quant, 8, 2 * 96, 200), weight(quant, 8, 200, 96)
+    shared = weight("none", 256, 200, dtype=torch.bfloat16), weight("none", 200, 128, dtype=torch.bfloat16)
+    x, gate, bias = torch.randn(tokens, 200).to(torch.bfloat16), torch.randn(8, 200), torch.randn(8)
+    where = torch.tensor([3, -1, 0, 1, 2, 4, -1, 5])
+    for local in (None, where):
+        arguments = {"gate": gate, "bias": bias, "w13": w13, "w2": w2, **_ROUTING, "expert_map": local}
+        got = experts.moe_few(x=x, **arguments, shared13=shared[0], shared2=shared[1])
+        real = [Prepared("canonical", "none", w.shape, {"weight": w.tensors["weight"].float()}) for w in shared]
+        wanted = ops.moe(x=x.float(), **arguments, shared13=real[0], shared2=real[1])
+        largest = float(wanted.abs().max())
+        torch.testing.assert_close(
+            got.float(), wanted, rtol=2.0**-7, atol=(0.03 if quant == "int8-w8a8" else 2.0**-8) * largest
+        )
+
+
 @pytest.mark.parametrize("low", [True, False])
 @pytest.mark.parametrize("cache_dtype", [torch.float32, torch.bfloat16, torch.float8_e4m3fn])
 @pytest.mark.parametrize("quant", LAYERS)
