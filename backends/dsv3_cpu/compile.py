@@ -41,7 +41,7 @@ def strict(function: Callable[..., Any]) -> Any:
     return numba.njit(fastmath={"contract"}, **_INNER)(function)
 
 
-def numbers(function: Callable[..., Any]) -> Any:
+def without_nan(function: Callable[..., Any]) -> Any:
     """A function that kernels call, with sums in any order, over numbers that are no NaN and zeros whose sign is nobody's."""
     return numba.njit(fastmath={*_SUMS, "nnan", "nsz"}, **_INNER)(function)
 

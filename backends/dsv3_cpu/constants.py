@@ -12,6 +12,11 @@ PHASES = 12
 WORDS = COUNTERS + PHASES * LINE
 RUNNING, PARKED, STOPPED = 0, 1, 2
 
+GROUP = 128  # numbers under one scale
+# Rows of activations for products in whole numbers: dtype, numbers of a block and of what a row has for it at its end, of INT8
+# and of INT4 weights. See kernels/whole.py.
+WHOLE = {"int8": ("i2", GROUP, 2), "int4": ("i1", 2 * GROUP, 8)}
+
 # Of the router: how logits become scores, and how a group's score is made.
 SIGMOID, SOFTMAX = 0, 1
 TOP2_SUM, MAX = 0, 1

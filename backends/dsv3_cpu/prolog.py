@@ -120,7 +120,6 @@ _known: Memory = {}
 
 def _weights(weights: Mapping[str, Any]) -> _Weights:
     tensors: list[Tensor] = []
-    for name in ("kv_a", *weights):
-        part = weights[name]
+    for part in (weights["kv_a"], *(part for name, part in weights.items() if name != "kv_a")):
         tensors += part.tensors.values() if isinstance(part, Prepared) else (part,)
     return remembered(_known, tuple(tensors), lambda: _Weights(weights))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dsv3.plugin import LatentCache, Prepared
+from dsv3_cpu.constants import GROUP, WHOLE
 from dsv3_cpu.programs import signature_of, words_of
 
 Array = np.ndarray[Any, Any]
@@ -25,7 +26,6 @@ Config = Mapping[str, Any]  # meta-parameters, see configs/kernels
 DEFAULT: Config = {}
 # See `remembered`: the tensors that something was made of, where their numbers are, and what was made.
 Memory = dict[int, tuple[tuple[weakref.ref[Tensor], ...], tuple[int, ...], Any]]
-BLOCK = 128  # numbers under one scale
 FIRST = np.zeros(1, np.int64)  # the expert of a weight that has none
 _NUMBERS = {torch.float32: np.float32, torch.int32: np.int32, torch.int8: np.int8}
 _BITS = {torch.bfloat16: torch.uint16, torch.float8_e4m3fn: torch.int8}
@@ -123,9 +123,9 @@ class Weight:
 
         float32, in whole steps and for FP8 with the peaks of its blocks; with bfloat16 activations INT8 and INT4 weights are
         multiplied in whole numbers, see kernels/whole.py."""
-        blocks = -(-size // BLOCK)
-        if dtype == torch.bfloat16 and self.form in _WHOLE:
-            return _WHOLE[self.form][0], _WHOLE[self.form][1] * blocks
+        if dtype == torch.bfloat16 and self.form in WHOLE:
+            code, block, end = WHOLE[self.form]
+            return code, -(-size // GROUP) * (block + end)
         return "f4", -(-size // self.step) * self.step + self.peaks
 
     @property
@@ -138,8 +138,6 @@ class Weight:
         return Weight(self.values[:, :0], self.scales[:, :0], self.form)
 
 
-# Dtype and size of a block of activations with its scale: of INT8 weights, of INT4 ones.
-_WHOLE = {"int8": ("i2", BLOCK + 2), "int4": ("i1", 2 * BLOCK + 8)}
 DTYPES = {"f4": np.float32, "i2": np.int16, "i1": np.int8}
 _FORMS = {"fp8": "fp8", "int8": "int8", "int4": "int4", "none": ""}
 _REAL = {"uint16": "bf16", "float32": "f32"}

@@ -13,7 +13,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from dsv3_cpu.kernels.lanes import F32, FORMATS, GROUP, I8, I32, I64, Format, constant, read, splat, vector
+from dsv3_cpu.constants import GROUP
+from dsv3_cpu.kernels.lanes import F32, FORMATS, I8, I32, I64, Format, constant, read, splat, vector
 from dsv3_cpu.processor import LANES
 
 # Sums that one product is made of. The same number for every count of rows of x, so that a row's bits do not depend on others.

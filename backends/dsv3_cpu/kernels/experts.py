@@ -73,8 +73,7 @@ def mixture(
     for j in range(used):
         most = max(most, offsets[j + 1] - offsets[j])
     half, half_shared = w13.shape[1] // 2, shared13.shape[1] // 2
-    rows = max(most, tokens)
-    gates, ups = scratch_for(x, rows, tile), scratch_for(x, rows, tile)
+    gates, ups = scratch_for(x, most, tile), scratch_for(x, most, tile)
     shared_gates, shared_ups = scratch_for(xs, tokens, tile), scratch_for(xs, tokens, tile)
     everyone = np.arange(tokens)
     tiles, shared_tiles = (half + tile - 1) // tile, (half_shared + tile - 1) // tile

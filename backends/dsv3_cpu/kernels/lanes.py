@@ -18,9 +18,6 @@ from dsv3_cpu.processor import LANES
 I8, I16, I32, I64, F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
-GROUP = 128  # numbers under one scale
-
-
 def vector(kind: ir.Type) -> ir.Type:
     return ir.VectorType(kind, LANES)
 

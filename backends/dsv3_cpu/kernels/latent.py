@@ -10,9 +10,9 @@ import numpy as np
 from numba.core import types
 
 from dsv3_cpu.compile import overloads
+from dsv3_cpu.constants import GROUP
 from dsv3_cpu.kernels.numbers import fp8, put, to_fp8, widen
 
-GROUP = 128
 _LARGEST = np.float32(448)
 _FLOOR = np.float32(1e-4)
 

@@ -6,9 +6,9 @@ import numpy as np
 from numba.core import types
 
 from dsv3_cpu.compile import inner, overloads
+from dsv3_cpu.constants import GROUP
 from dsv3_cpu.kernels.atoms import take, wait_for_all
 from dsv3_cpu.kernels.dots import at_once, dots
-from dsv3_cpu.kernels.lanes import GROUP
 from dsv3_cpu.kernels.numbers import put
 from dsv3_cpu.kernels.rows import arrange, kind, ready, row_factor
 from dsv3_cpu.kernels.whole import whole_dots

@@ -15,7 +15,8 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from dsv3_cpu.compile import inner, overloads, strict
-from dsv3_cpu.kernels.lanes import FORMATS, GROUP
+from dsv3_cpu.constants import GROUP
+from dsv3_cpu.kernels.lanes import FORMATS
 from dsv3_cpu.kernels.numbers import bits_of, float_of, power_of, widen
 from dsv3_cpu.kernels.whole import arrange8, arrange16
 from dsv3_cpu.processor import LANES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dsv3_cpu.compile import inner, numbers, strict
+from dsv3_cpu.compile import inner, strict, without_nan
 from dsv3_cpu.constants import CHUNK
 from dsv3_cpu.kernels.atoms import wait_for_all
 from dsv3_cpu.kernels.numbers import bits_of, widen
@@ -52,7 +52,7 @@ def largest(logits, row, first, last):
     return np.float64(most), first
 
 
-@numbers
+@without_nan
 def most_of(logits, row, first, last):
     """The largest of logits that are numbers: in any order, which is what makes it vector instructions."""
     most = np.float32(-np.inf)

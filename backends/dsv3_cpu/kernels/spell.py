@@ -11,8 +11,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from dsv3_cpu.compile import inner, overloads
+from dsv3_cpu.constants import GROUP
 from dsv3_cpu.kernels.atoms import take
-from dsv3_cpu.kernels.lanes import F32, GROUP, I8, I16, I32, I64, constant, read, splat, vector
+from dsv3_cpu.kernels.lanes import F32, I8, I16, I32, I64, constant, read, splat, vector
 from dsv3_cpu.kernels.numbers import fp8, put, widen
 from dsv3_cpu.kernels.rows import kind
 from dsv3_cpu.processor import LANES

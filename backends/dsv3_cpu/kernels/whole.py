@@ -20,8 +20,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from dsv3_cpu.compile import inner, strict
+from dsv3_cpu.constants import GROUP, WHOLE
 from dsv3_cpu.kernels.dots import copied, fma, fold, prefetch_lines, several
-from dsv3_cpu.kernels.lanes import F32, GROUP, I8, I16, I32, I64, constant, read, splat, vector
+from dsv3_cpu.kernels.lanes import F32, I8, I16, I32, I64, constant, read, splat, vector
 from dsv3_cpu.kernels.numbers import bits_of, float_of, widen
 from dsv3_cpu.processor import LANES, has
 
@@ -61,10 +62,16 @@ def pairs8(b: Any, x: Any, y: Any, native: bool) -> Any:
     return _neighbours(b, _X86[LANES][2], x, y, I16, True, native)
 
 
+def _bytes(name: str) -> tuple[int, int]:
+    """Of a block of activations, and of what a row has for it at its end."""
+    code, block, end = WHOLE[name]
+    return block * int(code[1]), end * int(code[1])
+
+
 class _Int8:
     """size: bytes of a block; x_size: of its activations; tail: of what a row has for a block after those."""
 
-    size, x_size, tail = GROUP, 2 * GROUP, 4
+    size, x_size, tail = GROUP, *_bytes("int8")
 
     def block(self, b: Any, w: Any, xs: list[Any], tails: list[Any], native: bool) -> list[Any]:
         """Sums of a block's products for every row of x, as vectors of int32."""
@@ -78,7 +85,7 @@ class _Int8:
 
 
 class _Int4:
-    size, x_size, tail = GROUP // 2, 2 * GROUP, 8
+    size, x_size, tail = GROUP // 2, *_bytes("int4")
 
     def block(self, b: Any, w: Any, xs: list[Any], tails: list[Any], native: bool) -> list[Any]:
         bytes_, words = ir.VectorType(I8, 4 * LANES), ir.VectorType(I16, 2 * LANES)

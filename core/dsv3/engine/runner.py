@@ -172,8 +172,8 @@ class Runner:
 
 
 def _rows(values: Tensor, picked: list[int]) -> Tensor:
-    """These rows; the tensor itself where they are all of it."""
-    if picked == list(range(values.shape[0])):
+    """These rows, each once and in their order: the tensor itself where they are all of it."""
+    if len(picked) == values.shape[0]:
         return values
     return values[torch.tensor(picked, device=values.device)]
 
