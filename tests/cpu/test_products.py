@@ -90,15 +90,15 @@ def test_activations_as_whole_numbers_lose_less_than_bfloat16_does(quant: str) -
     bound = 2.0**-8 * exact.abs() + lost / 2 * blocks @ real(w).abs().T
     assert bool((error <= bound).all())
     rounding = (2.0**-9 * exact.abs()).pow(2).mean(1).sqrt()  # what the result loses by being bfloat16
-    assert bool((error.pow(2).mean(1).sqrt() < rounding * 1.1).all())
+    assert bool((error.pow(2).mean(1).sqrt() < rounding * 1.25).all())
 
 
 def test_int8_activations_are_those_of_quant_int8() -> None:
-    """Their products are sums of whole numbers, rounded once for every 128 of them."""
-    w, x = weight("int8-w8a8", 64, 300, dtype=torch.bfloat16), torch.randn(5, 300).to(torch.bfloat16)
+    """To the last bit of their scale: in a row of twenty a number lies so near the middle of two codes that it tells."""
+    w, x = weight("int8-w8a8", 64, 300, dtype=torch.bfloat16), torch.randn(32 * 30, 300).to(torch.bfloat16)
     codes, scale = int8.quant_int8(x, 1e-10)
     wanted = (codes.double() @ w.tensors["weight"].double().T) * scale.double() * w.tensors["scale"].double().T
-    got = linear.quant_linear_few(x, w).double()
+    got = torch.cat([linear.quant_linear_few(part, w) for part in x.split(32)]).double()
     assert bool(((got - wanted).abs() <= 2.0**-8 * wanted.abs() + 1e-6 * wanted.abs().max()).all())
 
 

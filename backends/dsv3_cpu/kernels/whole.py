@@ -200,9 +200,9 @@ def code_under(value, scale):
     return code(value / scale, np.float32(127))
 
 
-@inner
+@strict
 def row_unit(x, t):
-    """The scale of quant_int8 for x[t]."""
+    """The scale of quant_int8 for x[t], to the last bit: numbers halfway between two codes depend on it."""
     most = np.float32(1e-10)
     for k in range(x.shape[1]):
         size = abs(widen(x[t, k]))
