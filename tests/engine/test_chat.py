@@ -289,10 +289,6 @@ def test_the_format_is_found_by_what_the_folder_holds(tmp_path: Path) -> None:
     (tmp_path / "encoding" / "encoding_dsv32.py").write_text("raise SystemExit('never run')")
     v32 = Tokenizer.from_folder(tmp_path)
     assert v32 is not None and ChatFormat.of(v32).family == "deepseek_v32"
-    with pytest.raises(dsv3.UsageError, match=r"DeepSeek-V3\.2"):
-        ChatFormat.of(v32).ids(TALK, tools=TOOLS)
-    with pytest.raises(dsv3.UsageError, match=r"DeepSeek-V3\.2"):
-        ChatFormat.of(v32).ids(ASKED)
     with pytest.raises(dsv3.UsageError, match="did you mean 'deepseek_v31'"):
         ChatFormat.of(tokenizer, "deepseek_v3.1")
     with pytest.raises(dsv3.UsageError, match="no token </think>"):

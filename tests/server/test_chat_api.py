@@ -16,7 +16,7 @@ from openai import BadRequestError, OpenAI
 import dsv3
 from tests.server.conftest import Running
 from tests.support.checkpoints import TINY, random_tensors, write_hf
-from tests.support.tokenizers import deepseek_folder
+from tests.support.tokenizers import deepseek_folder, v32_tokenizer
 
 TOOLS: list[Any] = [
     {
@@ -42,12 +42,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> dsv3.Model:
         "bos_token_id": 0, "eos_token_id": 1,
     }  # fmt: skip
     write_hf(folder, config, random_tensors(config, dtype=torch.float32))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(deepseek_folder() / name, folder / name)
+    shutil.copy(deepseek_folder() / "tokenizer_config.json", folder)
+    (folder / "tokenizer.json").write_text(v32_tokenizer().to_json(), encoding="utf-8")
     return dsv3.load(str(folder), dtype="float32")
 
 
-@pytest.fixture(params=["deepseek_v3", "deepseek_v31"])
+@pytest.fixture(params=["deepseek_v3", "deepseek_v31", "deepseek_v32"])
 def client(request: pytest.FixtureRequest, model: dsv3.Model) -> Iterator[OpenAI]:
     model.chat_family, model._chat = request.param, None
     running = Running(model)

@@ -11,6 +11,8 @@ import pytest
 from dsv3.engine.text import Tokenizer
 from dsv3.resources import resources
 
+BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
+
 
 @functools.cache
 def demo_tokenizer() -> Tokenizer:
@@ -34,6 +36,15 @@ def deepseek_tokenizer() -> Tokenizer:
     found = Tokenizer.from_folder(deepseek_folder())
     assert found is not None
     return found
+
+
+@functools.cache
+def v32_tokenizer() -> Tokenizer:
+    """V3's with V3.2's marker of tool calls in the place of a placeholder."""
+    import tokenizers
+
+    text = (deepseek_folder() / "tokenizer.json").read_text(encoding="utf-8").replace("<｜place▁holder▁no▁7｜>", "｜DSML｜")
+    return Tokenizer(tokenizers.Tokenizer.from_str(text), {"bos_token": BOS, "eos_token": EOS}, None, encoder=True)
 
 
 def tokenizer_of(name: str) -> Tokenizer:

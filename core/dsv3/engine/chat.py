@@ -7,20 +7,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dsv3.engine.conversation import messages_of, tools_of
+from dsv3.engine.conversation import arguments_of, messages_of, tools_of
 from dsv3.engine.guard import Control, Guard
+from dsv3.engine.markup import DSML, MarkupSplitter
 from dsv3.engine.split import Splitter, Syntax
 from dsv3.engine.template import Template
 from dsv3.engine.text import Tokenizer
 from dsv3.errors import UsageError, nearest
 from dsv3.resources import resources
 
-_SYNTAX: dict[str, Syntax | None] = {
+_SYNTAX: dict[str, Syntax] = {
     "deepseek_v3": "v3",
     "deepseek_r1": "v3",
     "deepseek_v31": "v3.1",
-    "deepseek_v32": None,
+    "deepseek_v32": "dsml",
 }
+_MARKER = {"v3": "<｜tool▁sep｜>", "v3.1": "<｜tool▁sep｜>", "dsml": DSML}  # without this token there are no calls
 _CALLS = {
     "v3": (
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>NAME\n```json\nARGUMENTS\n```<｜tool▁call▁end｜>"
@@ -30,6 +32,13 @@ _CALLS = {
     "v3.1": (
         "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>NAME<｜tool▁sep｜>ARGUMENTS<｜tool▁call▁end｜><｜tool▁calls▁end｜>",
         "with nothing between two calls",
+    ),
+    "dsml": (
+        f'<{DSML}function_calls>\n<{DSML}invoke name="NAME">\n'
+        f'<{DSML}parameter name="KEY" string="true">VALUE</{DSML}parameter>\n'
+        f"</{DSML}invoke>\n</{DSML}function_calls>",
+        "each from invoke to invoke on lines of its own. There is a parameter line for every argument; a VALUE that is no "
+        'string is JSON, and its line says string="false"',
     ),
 }
 
@@ -49,7 +58,7 @@ class ChatFormat:
 
     def __init__(self, tokenizer: Tokenizer, family: str, source: str, syntax: Syntax | None) -> None:
         self.family = family
-        self.syntax = syntax if tokenizer.token_id("<｜tool▁sep｜>") is not None else None
+        self.syntax: Syntax | None = syntax if syntax and tokenizer.token_id(_MARKER[syntax]) is not None else None
         self._tokenizer = tokenizer
         self._control = Control(tokenizer)
         self._template = Template(source, own=family == "own")
@@ -94,6 +103,8 @@ class ChatFormat:
 
     def splitter(self, prompt: Prompt, tools: bool = True) -> Splitter:
         """What takes the answer to a prompt apart; without tools it looks for no calls."""
+        if tools and self.syntax == "dsml":
+            return MarkupSplitter(self._tokenizer, prompt.starts_in_reasoning)
         return Splitter(self._tokenizer, self.syntax if tools else None, prompt.starts_in_reasoning)
 
     def _render(self, guard: Guard, messages: Any, tools: Any, thinking: bool | None) -> tuple[str, bool]:
@@ -122,15 +133,17 @@ class ChatFormat:
         if message["role"] == "assistant" and "</think>" in content:
             content = content.split("</think>", 1)[1] if self.syntax == "v3.1" else content.rpartition("</think>")[2]
         rest = {name: value for name, value in message.items() if name not in ("role", "content")}
-        marked = {name: _calls(guard, value) if name == "tool_calls" else guard.said(value) for name, value in rest.items()}
+        marked = {
+            name: _calls(guard, value, self.syntax) if name == "tool_calls" else guard.said(value)
+            for name, value in rest.items()
+        }
         return {"role": message["role"], "content": guard.said(content), **marked}
 
     def _needs_calls(self) -> None:
         if self.syntax is None:
-            why = "it has no markers for them"
-            if self.family == "deepseek_v32":
-                why = "DeepSeek-V3.2 writes them in a markup of its own"
-            raise UsageError(f"dsv3 knows no tool calls of this model: {why}; leave tools and tool calls out")
+            raise UsageError(
+                "dsv3 knows no tool calls of this model: it has no markers for them; leave tools and tool calls out"
+            )
 
     def _declaration(self, tools: list[dict[str, Any]]) -> str:
         """What the system message says of tools where the template has no place for them, as V3's published one has none. The
@@ -138,10 +151,11 @@ class ChatFormat:
         assert self.syntax is not None
         form, between = _CALLS[self.syntax]
         listed = "\n".join(json.dumps(tool["function"], ensure_ascii=False) for tool in tools)
+        what = "NAME being the function and ARGUMENTS a JSON object" if "ARGUMENTS" in form else "NAME being the function"
         return (
             "## Tools\n\nYou can call these functions; each line is one of them, its parameters as a JSON schema:\n\n"
             f"{listed}\n\n"
-            "To call a function, end your answer with exactly this, NAME being the function and ARGUMENTS a JSON object:\n\n"
+            f"To call a function, end your answer with exactly this, {what}:\n\n"
             f"{form}\n\n"
             f"Several calls go before the last marker one after the other, {between}."
         )
@@ -154,8 +168,15 @@ def _own_syntax(template: str) -> Syntax | None:
     return "v3" if "```json" in template else "v3.1"
 
 
-def _calls(guard: Guard, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"id": guard.said(c["id"]), "type": c["type"], "function": guard.said(c["function"])} for c in calls]
+def _calls(guard: Guard, calls: list[dict[str, Any]], syntax: Syntax | None) -> list[dict[str, Any]]:
+    """V3.2's template writes a call's arguments one by one."""
+    found = []
+    for call in calls:
+        function = dict(call["function"])
+        if syntax == "dsml":
+            function["arguments"] = arguments_of(function)
+        found.append({"id": guard.said(call["id"]), "type": call["type"], "function": guard.said(function)})
+    return found
 
 
 def _declared(messages: list[dict[str, Any]], declaration: str) -> list[dict[str, Any]]:

@@ -43,6 +43,18 @@ def tools_of(tools: Any) -> list[dict[str, Any]]:
     return found
 
 
+def arguments_of(function: Mapping[str, Any]) -> dict[str, Any]:
+    """A call's arguments, read. UsageError unless they are a JSON object."""
+    try:
+        found = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        said = f"arguments of {_shown(function['name'])} are {_shown(function['arguments'])}"
+        raise UsageError(f"{said}; this model's chat format needs a JSON object")
+    return found
+
+
 def _message(message: Any, where: str) -> dict[str, Any]:
     if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
         raise UsageError(f'{where} is {_shown(message)}; expected {{"role": ..., "content": ...}}')

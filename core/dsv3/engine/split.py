@@ -9,7 +9,7 @@ from typing import Literal
 from dsv3.engine.text import Detokenizer, Tokenizer
 
 Kind = Literal["reasoning", "content", "call", "arguments", "end"]
-Syntax = Literal["v3", "v3.1"]
+Syntax = Literal["v3", "v3.1", "dsml"]
 
 _OPEN, _CLOSE = "```json\n", "\n```"
 
@@ -23,7 +23,7 @@ class Event:
     index: int | None = None
 
 
-class _Marker(Enum):
+class Marker(Enum):
     THINK = "<think>"
     END_THINK = "</think>"
     CALLS = "<｜tool▁calls▁begin｜>"
@@ -33,7 +33,7 @@ class _Marker(Enum):
     END_CALLS = "<｜tool▁calls▁end｜>"
 
 
-class _State(Enum):
+class State(Enum):
     REASONING = "before </think>"
     CONTENT = "text"
     BETWEEN = "among calls, outside of one"
@@ -43,15 +43,15 @@ class _State(Enum):
     ARGUMENTS = "JSON"
 
 
-_IN_CALL = {_State.TYPE, _State.NAME, _State.FENCE, _State.ARGUMENTS}
-_MEANS: dict[_Marker, set[_State]] = {
-    _Marker.END_THINK: {_State.REASONING},
+_IN_CALL = {State.TYPE, State.NAME, State.FENCE, State.ARGUMENTS}
+_MEANS: dict[Marker, set[State]] = {
+    Marker.END_THINK: {State.REASONING},
     # A model may forget </think>, and the opening of the calls.
-    _Marker.CALLS: {_State.REASONING, _State.CONTENT},
-    _Marker.CALL: set(_State),
-    _Marker.SEP: {_State.TYPE},
-    _Marker.END_CALL: _IN_CALL,
-    _Marker.END_CALLS: _IN_CALL | {_State.BETWEEN},
+    Marker.CALLS: {State.REASONING, State.CONTENT},
+    Marker.CALL: set(State),
+    Marker.SEP: {State.TYPE},
+    Marker.END_CALL: _IN_CALL,
+    Marker.END_CALLS: _IN_CALL | {State.BETWEEN},
 }
 
 
@@ -70,10 +70,10 @@ class Splitter:
     def __init__(self, tokenizer: Tokenizer, syntax: Syntax | None = None, reasoning: bool = False) -> None:
         self._tokenizer = tokenizer
         self._v3 = syntax == "v3"
-        thinking = (_Marker.THINK, _Marker.END_THINK)
-        markers = [m for m in _Marker if syntax or m in thinking]
+        thinking = (Marker.THINK, Marker.END_THINK)
+        markers = [m for m in Marker if syntax or m in thinking]
         self._markers = {i: m for m in markers if (i := tokenizer.token_id(m.value)) is not None}
-        self._state = _State.REASONING if reasoning else _State.CONTENT
+        self._state = State.REASONING if reasoning else State.CONTENT
         self._blank = True  # no text yet but white space
         self._detokenizer = Detokenizer(tokenizer)
         self._held: list[str] = []  # of a call's header, until it is whole
@@ -93,8 +93,8 @@ class Splitter:
         if marker is None or not self._means(marker):
             return self._text(self._detokenizer.push(token) if text is None else text)
         events = self._flush()
-        if self._state in _IN_CALL and marker is not _Marker.SEP:
-            events += self._close(marker in (_Marker.END_CALL, _Marker.END_CALLS))
+        if self._state in _IN_CALL and marker is not Marker.SEP:
+            events += self._close(marker in (Marker.END_CALL, Marker.END_CALLS))
         return events + self._enter(marker)
 
     def finish(self) -> list[Event]:
@@ -102,13 +102,13 @@ class Splitter:
         events = self._flush()
         if self._state in _IN_CALL:
             events += self._close(False)
-        self._state = _State.CONTENT
+        self._state = State.CONTENT
         return [*events, Event("end")]
 
-    def _means(self, marker: _Marker) -> bool:
-        if marker is _Marker.THINK:
-            return self._blank and self._state in (_State.CONTENT, _State.REASONING)
-        if marker is _Marker.END_CALLS and self._open and self._state is _State.CONTENT:
+    def _means(self, marker: Marker) -> bool:
+        if marker is Marker.THINK:
+            return self._blank and self._state in (State.CONTENT, State.REASONING)
+        if marker is Marker.END_CALLS and self._open and self._state is State.CONTENT:
             return True  # after text among the calls
         return self._state in _MEANS[marker]
 
@@ -117,16 +117,16 @@ class Splitter:
         self._detokenizer = Detokenizer(self._tokenizer)
         return self._text(tail)
 
-    def _enter(self, marker: _Marker) -> list[Event]:
+    def _enter(self, marker: Marker) -> list[Event]:
         """Change the state at a marker that means something here."""
-        if marker is _Marker.SEP:
+        if marker is Marker.SEP:
             return self._separate()
         following = {
-            _Marker.THINK: _State.REASONING, _Marker.END_THINK: _State.CONTENT, _Marker.CALLS: _State.BETWEEN,
-            _Marker.CALL: _State.TYPE, _Marker.END_CALL: _State.BETWEEN, _Marker.END_CALLS: _State.CONTENT,
+            Marker.THINK: State.REASONING, Marker.END_THINK: State.CONTENT, Marker.CALLS: State.BETWEEN,
+            Marker.CALL: State.TYPE, Marker.END_CALL: State.BETWEEN, Marker.END_CALLS: State.CONTENT,
         }  # fmt: skip
         self._state = following[marker]
-        self._open = marker is _Marker.CALLS or (self._open and marker is not _Marker.END_CALLS)
+        self._open = marker is Marker.CALLS or (self._open and marker is not Marker.END_CALLS)
         return []
 
     def _separate(self) -> list[Event]:
@@ -134,11 +134,11 @@ class Splitter:
         before = "".join(self._held)
         self._held = []
         if self._v3 and before.strip() == "function":
-            self._state = _State.NAME
+            self._state = State.NAME
             return []
-        return self._begin(before, _State.ARGUMENTS)
+        return self._begin(before, State.ARGUMENTS)
 
-    def _begin(self, name: str, state: _State) -> list[Event]:
+    def _begin(self, name: str, state: State) -> list[Event]:
         self._state, self._held, self._tail, self._fenced = state, [], "", False
         self._calls += 1
         return [Event("call", name.strip(), self._calls - 1)]
@@ -146,10 +146,10 @@ class Splitter:
     def _close(self, ended: bool) -> list[Event]:
         """End a call. One that is ended after its name has no arguments; one without a name is none."""
         held, tail, state = "".join(self._held), self._tail, self._state
-        self._held, self._tail, self._state = [], "", _State.BETWEEN
-        if state is _State.NAME and ended:
-            return self._begin(held, _State.BETWEEN)
-        if state in (_State.TYPE, _State.NAME):
+        self._held, self._tail, self._state = [], "", State.BETWEEN
+        if state is State.NAME and ended:
+            return self._begin(held, State.BETWEEN)
+        if state in (State.TYPE, State.NAME):
             return [Event("content", held)] if held else []
         if tail in ("", _CLOSE):
             return []
@@ -158,20 +158,20 @@ class Splitter:
     def _text(self, piece: str) -> list[Event]:
         if not piece:
             return []
-        if self._state is _State.BETWEEN:
+        if self._state is State.BETWEEN:
             if not piece.strip():
                 return []
-            self._state = _State.CONTENT
-        if self._state in (_State.REASONING, _State.CONTENT):
+            self._state = State.CONTENT
+        if self._state in (State.REASONING, State.CONTENT):
             self._blank = self._blank and not piece.strip()
-            return [Event("reasoning" if self._state is _State.REASONING else "content", piece)]
-        if self._state is _State.TYPE or (self._state is _State.NAME and "\n" not in piece):
+            return [Event("reasoning" if self._state is State.REASONING else "content", piece)]
+        if self._state is State.TYPE or (self._state is State.NAME and "\n" not in piece):
             self._held.append(piece)
             return []
-        if self._state is _State.NAME:
+        if self._state is State.NAME:
             end, _, rest = piece.partition("\n")
-            return self._begin("".join(self._held) + end, _State.FENCE) + self._text(rest)
-        return self._fence(piece) if self._state is _State.FENCE else self._arguments(piece)
+            return self._begin("".join(self._held) + end, State.FENCE) + self._text(rest)
+        return self._fence(piece) if self._state is State.FENCE else self._arguments(piece)
 
     def _fence(self, piece: str) -> list[Event]:
         text = self._tail + piece
@@ -179,7 +179,7 @@ class Splitter:
         if not self._fenced and _OPEN.startswith(text):
             self._tail = text
             return []
-        self._state, self._tail = _State.ARGUMENTS, ""
+        self._state, self._tail = State.ARGUMENTS, ""
         return self._text(text.removeprefix(_OPEN))
 
     def _arguments(self, piece: str) -> list[Event]:

@@ -85,10 +85,10 @@ class Tokenizer:
         """The tokens that structure a conversation and must not come from what somebody says in it, longest first.
 
         DeepSeek's tokenizer marks only a few as special: `<｜User｜>`, `<think>` and the tool markers are ordinary added
-        tokens. Hence also every added token in angle brackets counts.
+        tokens. Hence also every added token in angle brackets counts, and in bars like V3.2's `｜DSML｜`.
         """
         added = self._inner.get_added_tokens_decoder().values()
-        found = {t.content for t in added if t.special or (t.content[:1] == "<" and t.content[-1:] == ">")}
+        found = {t.content for t in added if t.special or (t.content[:1] + t.content[-1:]) in ("<>", "｜｜")}
         return sorted((t for t in found if len(t) > 1), key=lambda t: (-len(t), t))
 
     def encode(self, text: str) -> list[int]:

@@ -6,6 +6,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any
 
+from dsv3.engine.markup import DSML
 from dsv3.server.errors import bad
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ _ANYTHING = r"/(?s:.*)/"
 
 def call_grammar(format: ChatFormat, tokenizer: Tokenizer, tools: list[dict[str, Any]]) -> tuple[str, str]:
     """One call of one of the tools, its arguments as its parameters say."""
+    if format.syntax == "dsml":
+        return "lark", _markup(f"<[{tokenizer.token_id(DSML)}]>", tools)
     ids = [tokenizer.token_id(f"<｜tool▁{name}｜>") for name in _MARKERS]
     if format.syntax is None or None in ids:
         raise bad("dsv3 knows no tool calls of this model; leave tool_choice out", "tool_choice")
@@ -35,6 +38,50 @@ def call_grammar(format: ChatFormat, tokenizer: Tokenizer, tools: list[dict[str,
         rules.append(f"args{n}: %json {schema}")
         names.append(f"call{n}")
     return "lark", "\n".join([f"start: {begin} {call} ({' | '.join(names)}) {end} {last}", *rules])
+
+
+def _markup(marker: str, tools: list[dict[str, Any]]) -> str:
+    """V3.2's calls. Parameters come in the order in which they are declared; where a tool declares none, they are free."""
+    names, rules = [], []
+    for n, tool in enumerate(tools):
+        function = tool["function"]
+        schema = function.get("parameters") or {}
+        shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
+        lines = []
+        for k, (name, one) in enumerate((schema.get("properties") or {}).items()):
+            here, value = f"{n}_{k}", one if isinstance(one, dict) else {}
+            kinds = [value.get("type", "any")] if not isinstance(value.get("type"), list) else value["type"]
+            text = None if {"string", "any"}.isdisjoint(kinds) else _text_of(value)
+            forms = [] if text is None else [_parameter(marker, name, True, f"{text} {marker}")]
+            if text is None or kinds != ["string"]:
+                forms.append(_parameter(marker, name, False, f'v{here} "</" {marker}'))
+                rules.append(f"v{here}: %json {json.dumps({**value, **shared})}")
+            rules.append(f"p{here}: {' | '.join(forms)}")
+            lines.append(f"p{here}" if name in (schema.get("required") or []) else f"p{here}?")
+        head = json.dumps(f'invoke name="{function["name"]}">\n')
+        ends = f'"</" {marker} "invoke>\\n</" {marker} "function_calls>"'
+        rules.append(f'c{n}: {head} "\\n"? {" ".join(lines) or "free*"} {ends}')
+        names.append(f"c{n}")
+    free = f'"<" {marker} /parameter name="[^"\\n<>]+" string="true">/ {_text_of({})} {marker} "parameter>\\n"'
+    start = f'"<" {marker} "function_calls>\\n<" {marker} ({" | ".join(names)})'
+    return "\n".join([f"start: {start}", *rules, f"free: {free}"])
+
+
+def _parameter(marker: str, name: str, string: bool, value: str) -> str:
+    head = json.dumps(f'parameter name="{name}" string="{str(string).lower()}">')
+    return f'"<" {marker} {head} {value} "parameter>\\n"'
+
+
+def _text_of(schema: dict[str, Any]) -> str | None:
+    """A string as V3.2 writes it, up to the marker, which no text can be; None where that cannot say all that the schema does:
+    such a string is written as JSON."""
+    if not schema.keys() <= {"type", "title", "description", "default", "examples", "enum", "const", "minLength", "maxLength"}:
+        return None
+    choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
+    if choices:
+        return f"({' | '.join(json.dumps(f'{one}</', ensure_ascii=False) for one in choices if isinstance(one, str))})"
+    least, most = schema.get("minLength", 0), schema.get("maxLength", "")
+    return rf"/(?s:.{{{least},{most}}})<\//"
 
 
 def _in_lark(regex: str) -> str:
