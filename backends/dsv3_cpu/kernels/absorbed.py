@@ -8,7 +8,7 @@ from numba.core import types
 from dsv3_cpu.compile import overloads
 from dsv3_cpu.kernels.atoms import take
 from dsv3_cpu.kernels.columns import AT_ONCE, add_rows
-from dsv3_cpu.kernels.dots import dots
+from dsv3_cpu.kernels.dots import STREAMS, dots
 from dsv3_cpu.kernels.numbers import put, widen
 from dsv3_cpu.processor import LANES
 
@@ -63,13 +63,18 @@ def head(flat, base, sa, sc, row, depth, width, total):
 @overloads(head)
 def _head(flat, base, sa, sc, row, depth, width, total):
     name, item = ("bf16", 2) if flat.dtype == types.uint16 else ("f32", 4)
-    dot, several, one = dots(name, 1), add_rows(name, AT_ONCE), add_rows(name, 1)
+    dot, dots_of_four, several, one = dots(name, 1), dots(name, 1, STREAMS), add_rows(name, AT_ONCE), add_rows(name, 1)
 
     def run(flat, base, sa, sc, row, depth, width, total):
         at = flat.ctypes.data + item * base
         if sa == 1:
-            for c in range(width):
-                dot(at + item * c * sc, 0, row.ctypes.data, 0, 1, item * depth, total.ctypes.data + 4 * c)
+            step, share, to = item * sc, width // STREAMS, total.ctypes.data
+            for c in range(share):
+                dots_of_four(
+                    at + c * step, share * step, STREAMS, 0, 0, row.ctypes.data, 0, 1, item * depth, to + 4 * c, 4 * share
+                )
+            for c in range(share * STREAMS, width):
+                dot(at + c * step, 0, 1, 0, 0, row.ctypes.data, 0, 1, item * depth, to + 4 * c, 0)
             return
         whole = width // _WHOLE * _WHOLE
         total[:whole] = 0

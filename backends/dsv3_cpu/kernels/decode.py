@@ -12,7 +12,7 @@ from numba.core import types
 from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.constants import HEADS
 from dsv3_cpu.kernels.atoms import take, wait_for_all
-from dsv3_cpu.kernels.dots import mix, rows_dots
+from dsv3_cpu.kernels.dots import dots, mix
 from dsv3_cpu.kernels.lanes import FORMATS
 from dsv3_cpu.kernels.latent import read
 from dsv3_cpu.kernels.numbers import exp, put, widen
@@ -34,12 +34,12 @@ def score(flat, base, stride, count, q, q_stride, rows, size, parts, scores, h, 
 @overloads(score)
 def _score(flat, base, stride, count, q, q_stride, rows, size, parts, scores, h, scale, add):
     name = "bf16" if flat.dtype == types.uint16 else "f32"
-    multiply, item = rows_dots(name, _FOUR, 2), flat.dtype.bitwidth // 8
+    multiply, item = dots(name, _FOUR, 2), flat.dtype.bitwidth // 8
 
     def run(flat, base, stride, count, q, q_stride, rows, size, parts, scores, h, scale, add):
         for i in range(0, count, 2):
             at = flat.ctypes.data + item * (base + i * stride)
-            multiply(at, item * stride, count - i, q, q_stride, rows, item * size, parts.ctypes.data)
+            multiply(at, item * stride, count - i, 0, 0, q, q_stride, rows, item * size, parts.ctypes.data, 4 * _FOUR)
             for r in range(min(2, count - i)):
                 for c in range(rows):
                     before = scores[h + c, i + r] if add else np.float32(0)

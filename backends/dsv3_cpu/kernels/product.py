@@ -8,10 +8,10 @@ from numba.core import types
 from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.constants import GROUP
 from dsv3_cpu.kernels.atoms import take, wait_for_all
-from dsv3_cpu.kernels.dots import at_once, dots
+from dsv3_cpu.kernels.dots import dots, rows_beside
 from dsv3_cpu.kernels.numbers import put
 from dsv3_cpu.kernels.rows import arrange, kind, ready, row_factor
-from dsv3_cpu.kernels.whole import whole_dots
+from dsv3_cpu.kernels.whole import whole_dots, whole_rows_beside
 
 AT_ONCE = 4  # rows of x that share one decoding of a weight, at most
 
@@ -24,8 +24,9 @@ def strip(w, s, e, n, last, x, at, length, width, out):
 @overloads(strip)
 def _strip(w, s, e, n, last, x, at, length, width, out):
     name, item, scaled, size_of = kind(w, s), w.dtype.bitwidth // 8, s.ndim == 3, x.dtype.bitwidth // 8
-    dot = dots if x.dtype == types.float32 else whole_dots
-    one, two, four = (dot(name, columns) for columns in (1, 2, 4))
+    dot, beside = (dots, rows_beside) if x.dtype == types.float32 else (whole_dots, whole_rows_beside)
+    loops = {columns: _rows_of(dot, name, columns, beside(columns)) for columns in (1, 2, 4)}
+    one, two, four = loops[1], loops[2], loops[4]
 
     def multiply(w, s, e, n, last, x, at, length, width, out):
         size = w.shape[2] * item
@@ -33,26 +34,29 @@ def _strip(w, s, e, n, last, x, at, length, width, out):
         stride = s.shape[2] * 4 if scaled else 0
         scale = s.ctypes.data + (e * s.shape[1] + n) * stride
         if width == 1:
-            for r in range(last - n):
-                one(row + r * size, scale + r * stride, at, step, 1, size, out + 4 * r)
+            one(row, size, last - n, scale, stride, at, step, 1, out)
         elif width == 2:
-            for r in range(last - n):
-                two(row + r * size, scale + r * stride, at, step, 2, size, out + 8 * r)
+            two(row, size, last - n, scale, stride, at, step, 2, out)
         else:
-            for r in range(last - n):
-                four(row + r * size, scale + r * stride, at, step, width, size, out + 16 * r)
+            four(row, size, last - n, scale, stride, at, step, width, out)
 
     return multiply
 
 
-def together(w, s, x):
-    """See `at_once`."""
+def _rows_of(dot, name, columns, rows):
+    """A function of `count` rows of a weight, as many streams at a time as `rows`, each over its share of them."""
+    single, several, step = dot(name, columns), dot(name, columns, rows), 4 * columns
 
+    @inner
+    def run(row, size, count, scale, stride, at, x_stride, width, out):
+        share = count // rows
+        for r in range(share):
+            several(row + r * size, share * size, rows, scale + r * stride, share * stride, at, x_stride, width, size,
+                    out + step * r, step * share)  # fmt: skip
+        for r in range(share * rows, count):
+            single(row + r * size, 0, 1, scale + r * stride, 0, at, x_stride, width, size, out + step * r, 0)
 
-@overloads(together)
-def _together(w, s, x):
-    most = at_once(kind(w, s)) if x.dtype == types.float32 else AT_ONCE
-    return lambda w, s, x: most
+    return run
 
 
 @inner
@@ -73,7 +77,7 @@ def sums_of(w, s, e, first, last, x, index, start, end, scratch):
         stop = min(last, (block // GROUP + 1) * GROUP)
         i = start
         while i < end:
-            width = min(together(w, s, x), end - i)
+            width = min(AT_ONCE, end - i)
             at = ready(w, s, e, block, x, index, i, width, folded, undo)
             columns = 4 if width > 2 else width
             strip(w, s, e, block, stop, x, at, x.shape[1], width, parts.ctypes.data)

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from dsv3_cpu.compile import inner, strict
 from dsv3_cpu.constants import GROUP, WHOLE
-from dsv3_cpu.kernels.dots import copied, fma, fold, prefetch_lines, several
+from dsv3_cpu.kernels.dots import STREAMS, copied, fma, fold, several
 from dsv3_cpu.kernels.lanes import F32, I8, I16, I32, I64, constant, read, splat, vector
 from dsv3_cpu.kernels.numbers import bits_of, float_of, widen
 from dsv3_cpu.processor import LANES, has
@@ -73,84 +73,99 @@ class _Int8:
 
     size, x_size, tail = GROUP, *_bytes("int8")
 
-    def block(self, b: Any, w: Any, xs: list[Any], tails: list[Any], native: bool) -> list[Any]:
-        """Sums of a block's products for every row of x, as vectors of int32."""
-        sums: list[Any] = [None] * len(xs)
+    def block(self, b: Any, ws: list[Any], xs: list[Any], tails: list[Any], native: bool) -> list[list[Any]]:
+        """Sums of a block's products for every row of the weight and of x, as vectors of int32."""
+        sums: list[list[Any]] = [[None] * len(xs) for _ in ws]
         for i in range(0, GROUP, 2 * LANES):
-            codes = b.sext(read(b, w, ir.VectorType(I8, 2 * LANES), i), ir.VectorType(I16, 2 * LANES))
+            codes = [b.sext(read(b, w, ir.VectorType(I8, 2 * LANES), i), ir.VectorType(I16, 2 * LANES)) for w in ws]
             for c, x in enumerate(xs):
-                part = pairs16(b, codes, read(b, x, codes.type, 2 * i), native)
-                sums[c] = part if sums[c] is None else b.add(sums[c], part)
+                value = read(b, x, codes[0].type, 2 * i)
+                for r, code in enumerate(codes):
+                    part = pairs16(b, code, value, native)
+                    sums[r][c] = part if sums[r][c] is None else b.add(sums[r][c], part)
         return sums
 
 
 class _Int4:
     size, x_size, tail = GROUP // 2, *_bytes("int4")
 
-    def block(self, b: Any, w: Any, xs: list[Any], tails: list[Any], native: bool) -> list[Any]:
+    def block(self, b: Any, ws: list[Any], xs: list[Any], tails: list[Any], native: bool) -> list[list[Any]]:
         bytes_, words = ir.VectorType(I8, 4 * LANES), ir.VectorType(I16, 2 * LANES)
         mask = constant(I8, 15, 4 * LANES)
-        high: list[Any] = [None] * len(xs)
-        low: list[Any] = [None] * len(xs)
+        high: list[list[Any]] = [[None] * len(xs) for _ in ws]
+        low: list[list[Any]] = [[None] * len(xs) for _ in ws]
         for i in range(0, self.size, 4 * LANES):
-            both = read(b, w, bytes_, i)
-            moved = b.bitcast(b.lshr(b.bitcast(both, words), constant(I16, 4, 2 * LANES)), bytes_)
-            for plane, codes in enumerate((b.and_(both, mask), b.and_(moved, mask))):
+            planes = []
+            for w in ws:
+                both = read(b, w, bytes_, i)
+                moved = b.bitcast(b.lshr(b.bitcast(both, words), constant(I16, 4, 2 * LANES)), bytes_)
+                planes.append((b.and_(both, mask), b.and_(moved, mask)))
+            for plane in range(2):
                 for c, x in enumerate(xs):
                     for sums, at in ((high, 0), (low, 4 * LANES)):
-                        part = pairs8(b, codes, read(b, x, bytes_, 4 * i + plane * 8 * LANES + at), native)
-                        sums[c] = part if sums[c] is None else b.add(sums[c], part)
-        found = []
+                        value = read(b, x, bytes_, 4 * i + plane * 8 * LANES + at)
+                        for r, codes in enumerate(planes):
+                            part = pairs8(b, codes[plane], value, native)
+                            sums[r][c] = part if sums[r][c] is None else b.add(sums[r][c], part)
+        by = constant(I16, 256, 2 * LANES), constant(I16, 1, 2 * LANES)
         for c, tail in enumerate(tails):
-            by = (constant(I16, 256, 2 * LANES), constant(I16, 1, 2 * LANES))
-            total = b.add(pairs16(b, high[c], by[0], native), pairs16(b, low[c], by[1], native))
             correction = b.insert_element(constant(I32, 0), read(b, tail, I32, 4), ir.Constant(I32, 0))
-            found.append(b.add(total, correction))
-        return found
+            for r in range(len(ws)):
+                total = b.add(pairs16(b, high[r][c], by[0], native), pairs16(b, low[r][c], by[1], native))
+                high[r][c] = b.add(total, correction)
+        return high
 
 
 _FORMS: dict[str, Any] = {"int8": _Int8(), "int4": _Int4()}
 
 
+def whole_rows_beside(columns: int) -> int:
+    """See `rows_beside`: a product takes more than one register here."""
+    return STREAMS if columns == 1 else STREAMS * LANES // (8 * columns)
+
+
 @functools.cache
-def whole_dots(name: str, columns: int) -> Any:
+def whole_dots(name: str, columns: int, rows: int = 1) -> Any:
     """`dots` of such rows of x."""
     form, native = _FORMS[name], _native()
 
     @intrinsic
-    def multiply(typing, w, s, x, x_stride, width, size, out):
+    def multiply(typing, w, w_stride, count, s, s_stride, x, x_stride, width, size, out, out_stride):
         def generate(context, b, signature, arguments):
-            w, s, x, x_stride, width, size, out = arguments
-            rows = several(b, x, x_stride, width, columns)
+            w, w_stride, count, s, s_stride, x, x_stride, width, size, out, out_stride = arguments
+            ws, scales = several(b, w, w_stride, count, rows), several(b, s, s_stride, count, rows)
+            xs = several(b, x, x_stride, width, columns)
             whole = b.sdiv(size, ir.Constant(I64, form.size))
             done = b.mul(whole, ir.Constant(I64, form.size))
             rest = b.sub(size, done)
             more = b.zext(b.icmp_signed(">", rest, ir.Constant(I64, 0)), I64)
-            ends = [b.add(row, b.mul(b.add(whole, more), ir.Constant(I64, form.x_size))) for row in rows]
-            sums = [cgutils.alloca_once_value(b, constant(F32, 0.0)) for _ in rows]
+            ends = [b.add(x, b.mul(b.add(whole, more), ir.Constant(I64, form.x_size))) for x in xs]
+            sums = [[cgutils.alloca_once_value(b, constant(F32, 0.0)) for _ in xs] for _ in ws]
 
-            def step(address: Any, number: Any) -> None:
-                by, tail = (b.mul(number, ir.Constant(I64, n)) for n in (form.x_size, form.tail))
+            def step(addresses: list[Any], number: Any) -> None:
+                by, tail, group = (b.mul(number, ir.Constant(I64, n)) for n in (form.x_size, form.tail, 4))
                 tails = [b.add(end, tail) for end in ends]
-                found = form.block(b, address, [b.add(row, by) for row in rows], tails, native)
-                own = read(b, b.add(s, b.mul(number, ir.Constant(I64, 4))), F32) if name == "int4" else None
-                for total, value, tail in zip(sums, found, tails, strict=True):
+                found = form.block(b, addresses, [b.add(x, by) for x in xs], tails, native)
+                own = [read(b, b.add(at, group), F32) for at in scales] if name == "int4" else [None] * rows
+                for c, tail in enumerate(tails):
                     scale = read(b, tail, F32)
-                    factor = splat(b, scale if own is None else b.fmul(scale, own))
-                    b.store(fma(b, b.sitofp(value, vector(F32)), factor, b.load(total)), total)
+                    for r, mine in enumerate(own):
+                        factor = splat(b, scale if mine is None else b.fmul(scale, mine))
+                        value = b.sitofp(found[r][c], vector(F32))
+                        b.store(fma(b, value, factor, b.load(sums[r][c])), sums[r][c])
 
             with cgutils.for_range(b, whole) as loop:
-                at = b.add(w, b.mul(loop.index, ir.Constant(I64, form.size)))
-                prefetch_lines(b, at, form.size)
-                step(at, loop.index)
+                offset = b.mul(loop.index, ir.Constant(I64, form.size))
+                step([b.add(w, offset) for w in ws], loop.index)
             with b.if_then(b.icmp_signed(">", rest, ir.Constant(I64, 0))):
-                step(copied(b, b.add(w, done), rest, form.size), whole)
-            for c, total in enumerate(sums):
-                at = b.add(out, ir.Constant(I64, 4 * c))
-                b.store(fold(b, b.load(total)), b.inttoptr(at, F32.as_pointer()))
+                step([copied(b, b.add(w, done), rest, form.size) for w in ws], whole)
+            for r in range(rows):
+                for c in range(columns):
+                    at = b.add(out, b.add(b.mul(out_stride, ir.Constant(I64, r)), ir.Constant(I64, 4 * c)))
+                    b.store(fold(b, b.load(sums[r][c])), b.inttoptr(at, F32.as_pointer()))
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 7), generate
+        return types.void(*[types.intp] * 11), generate
 
     return multiply
 
