@@ -6,7 +6,8 @@ Nothing is compiled on import: a kernel is when it is first called, and kept on 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from dsv3.plugin import BackendBase, Capability, Device, Kernel, Probe
 
@@ -14,6 +15,7 @@ from dsv3.plugin import BackendBase, Capability, Device, Kernel, Probe
 class CpuBackend(BackendBase):
     name = "cpu"
     version = "1"
+    captures_exactly = True
 
     def devices(self, emulate: str | None = None) -> list[Device]:
         """The CPU. Emulates nothing."""
@@ -39,6 +41,11 @@ class CpuBackend(BackendBase):
         from dsv3_cpu.catalogue import kernels
 
         return kernels()
+
+    def capture(self, step: Callable[[], Any], device: Device) -> Callable[[], Any]:
+        from dsv3_cpu.record import recorded
+
+        return recorded(step)
 
 
 backend = CpuBackend()

@@ -52,7 +52,7 @@ def _products() -> list[Kernel]:
         found += _by_rows("fused_experts", "experts:fused_experts", scheme, needs)
         found += _dense("grouped_linear", scheme, "experts:grouped_linear", "M", needs)
         found += _few("mla_prolog", "prolog:mla_prolog", scheme, [needs[0], _CACHE, *needs[1:]])
-        found += _few("moe", "experts:moe_few", scheme, needs, **_ON_HOST)
+        found += _few("moe", "experts:moe_few", scheme, needs)
     return found
 
 

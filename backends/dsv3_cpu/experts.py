@@ -17,7 +17,7 @@ from dsv3_cpu.linear import FEW, few_into, many_into
 from dsv3_cpu.pointwise import silu_mul
 from dsv3_cpu.programs import Kernel, float_word, words_of
 from dsv3_cpu.routing import GROUP_SCORES, SCORES
-from dsv3_cpu.team import run, tile_of
+from dsv3_cpu.team import hold, run, tile_of
 from dsv3_cpu.views import (
     DEFAULT,
     DTYPES,
@@ -204,6 +204,7 @@ class _Layer:
         found = spaces.get(key)
         if found is None:
             found = spaces[key] = make()
+        hold(found)
         return found
 
     def run(

@@ -9,7 +9,7 @@ from torch import Tensor
 from dsv3.plugin import Prepared
 from dsv3_cpu import int8
 from dsv3_cpu.programs import Kernel, words_of
-from dsv3_cpu.team import run, tile_of
+from dsv3_cpu.team import hold, run, tile_of
 from dsv3_cpu.views import (
     CODES,
     DEFAULT,
@@ -50,6 +50,7 @@ def few_into(
         used, which = 1, _first(rows)
     else:
         used, which = len(experts), words_of(experts, offsets)
+        hold(experts, offsets)
     code, padded = w.arranged(width, x.dtype)
     words = (
         *w.words, *which, x.data_ptr(), rows, width, scratch_address(rows * padded), rows, padded, tile_of(w.rows * used, tile),

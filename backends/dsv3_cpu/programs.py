@@ -50,6 +50,7 @@ class Kernel:
 
     def __call__(self, work: int, *arguments: Any) -> None:
         """Runs over arrays, integers and floats. work: how much it is, see `team.run`."""
+        team.hold(*arguments)
         team.run(self.program(signature_of(arguments)), work, words_of(*arguments))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dsv3.plugin import LatentCache, Prepared
 from dsv3_cpu.programs import Kernel, float_word, signature_of, words_of
-from dsv3_cpu.team import run, tile_of
+from dsv3_cpu.team import hold, run, tile_of
 from dsv3_cpu.views import (
     CODES,
     DEFAULT,
@@ -99,6 +99,7 @@ class _Weights:
             )  # fmt: skip
             arrays = [np.empty((tokens, size), DTYPES[code]) for code, size in kinds]
             found = spaces[tokens, dtype] = arrays, words_of(*arrays)
+        hold(found)
         words: tuple[int, ...] = found[1]
         return words
 

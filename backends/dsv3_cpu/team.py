@@ -10,7 +10,9 @@ import functools
 import os
 import threading
 from array import array as words
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -121,23 +123,65 @@ def tile_of(rows: int, most: int | None) -> int:
     return tile
 
 
+class Call(NamedTuple):
+    """A program over a block of its arguments' words. size: bytes that it reads, about."""
+
+    program: int
+    size: int
+    block: words[int]
+
+
+_recorder: Any = None
+
+
+@contextmanager
+def recording(recorder: Any) -> Iterator[None]:
+    """While open, recorder.note(call) hears of all calls of recorder.thread, and recorder.held gets what `hold` is given."""
+    global _recorder
+    with _recording:
+        _recorder = recorder
+        try:
+            yield
+        finally:
+            _recorder = None
+
+
+_recording = threading.Lock()
+
+
+def hold(*made: Any) -> None:
+    """Memory that a program is about to be given the address of, and that may be gone when a recording runs it again."""
+    if _recorder is not None and _recorder.thread == threading.get_ident():
+        _recorder.held += made
+
+
 def run(program: int, size: int, arguments: tuple[int, ...]) -> None:
     """Runs a program over the words of its arguments. size: bytes that it reads, about; little is done by the caller alone."""
+    call = Call(program, size, words("q", arguments))
+    if _recorder is not None and _recorder.thread == threading.get_ident():
+        _recorder.note(call)
+    run_all((call,))
+
+
+def run_all(calls: tuple[Call, ...]) -> None:
+    """Runs one after the other."""
     global _team
-    block = words("q", arguments)
-    address = block.buffer_info()[0]
-    if size >= WORTH_THREADS and (crew := crew_size()) > 1 and _in_use.acquire(blocking=False):
-        try:
-            if _team is None or _team.crew != crew:
-                if _team is not None:
-                    _team.stop()
-                _team = Team(crew)
-            _team.run(program, address)
-        finally:
+    crew, solo, native = crew_size(), _solo.address, _native()
+    shared = crew > 1 and any(call.size >= WORTH_THREADS for call in calls) and _in_use.acquire(blocking=False)
+    try:
+        if shared and (_team is None or _team.crew != crew):
+            if _team is not None:
+                _team.stop()
+            _team = Team(crew)
+        for program, size, block in calls:
+            address = block.buffer_info()[0]
+            if shared and size >= WORTH_THREADS and _team is not None:
+                _team.run(program, address)
+            elif native.alone(solo, program, address):
+                raise MemoryError(_NO_MEMORY)
+    finally:
+        if shared:
             _in_use.release()
-        return
-    if _native().alone(_solo.address, program, address):
-        raise MemoryError(_NO_MEMORY)
 
 
 def _forget() -> None:

@@ -20,6 +20,7 @@ from torch import Tensor
 from dsv3.plugin import LatentCache, Prepared
 from dsv3_cpu.constants import GROUP, WHOLE
 from dsv3_cpu.programs import signature_of, words_of
+from dsv3_cpu.team import hold
 
 Array = np.ndarray[Any, Any]
 Config = Mapping[str, Any]  # meta-parameters, see configs/kernels
@@ -180,6 +181,7 @@ def scratch_address(size: int) -> int:
     if _scratch.size < size:
         _scratch.held = np.empty(size + 65536, np.float32)
         _scratch.size, _scratch.address = _scratch.held.size, _scratch.held.ctypes.data
+    hold(_scratch.held)
     return _scratch.address
 
 
@@ -194,8 +196,10 @@ def made(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> tuple[Te
     """An uninitialised tensor for outputs, and its array."""
     if dtype == torch.bfloat16:
         bits = np.empty(shape, np.uint16)
+        hold(bits)
         return torch.from_numpy(bits).view(dtype), bits
     numbers = np.empty(shape, _NUMBERS[dtype])
+    hold(numbers)
     return torch.from_numpy(numbers), numbers
 
 

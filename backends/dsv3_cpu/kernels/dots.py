@@ -52,7 +52,7 @@ def fold(b: Any, value: Any) -> Any:
 
 
 class _Emitter:
-    """Builds the loop for one format and shape. Each product is one sum: there are enough of them to keep the processor busy."""
+    """Builds the loop for one format and shape. Each product is one sum: there are enough to keep the processor busy."""
 
     def __init__(self, builder: Any, form: Format, rows: int, columns: int, grouped: bool) -> None:
         self.b, self.form, self.rows, self.columns, self.grouped = builder, form, rows, columns, grouped

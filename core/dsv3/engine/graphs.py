@@ -1,8 +1,9 @@
 """Decode steps as graphs that the device replays: one captured per size of step, over buffers that every step is copied into.
 
 A step of S sequences with at most q tokens each takes the graph of `Size(batch, q, max_k)`: batch and max_k are powers of two
-that it fits into. The graph is of batch * q rows. Rows that a step leaves over are sequences of one token that reads slot 0 and
-writes nowhere: every row that a kernel sees is then one its contract covers, with finite numbers in it.
+that it fits into; for backends that capture exactly, batch is S, and all sequences have q tokens. The graph is of batch * q
+rows. Rows that a step leaves over are sequences of one token that reads slot 0 and writes nowhere: every row that a kernel sees
+is then one its contract covers, with finite numbers in it.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from dsv3.dispatch.placement import Placement
 
 MIN_KEYS = 256
+MOST_EXACT = 16  # rows of a step that is captured exactly: what is done between the kernels of a larger one hardly shows
 COPIED = tuple(f.name for f in fields(Indices))  # what a replay needs anew
 _ALIGN = 64  # numbers between the starts of two buffers: kernels find their tensors aligned as torch allocates them
 
@@ -60,10 +62,13 @@ def power(n: int) -> int:
     return 1 << (max(n, 1) - 1).bit_length()
 
 
-def size_of(runs: Many[Run]) -> Size:
-    """The size of graph that a decode step over these runs takes."""
+def size_of(runs: Many[Run], exactly: bool = False) -> Size | None:
+    """The size of graph that a decode step over these runs takes; None where, captured exactly, it should have none."""
     longest = max(run.position + len(run.ids) for run in runs)
-    return Size(power(len(runs)), max(len(run.ids) for run in runs), max(MIN_KEYS, power(longest)))
+    most = max(len(run.ids) for run in runs)
+    if exactly and (len(runs) * most > MOST_EXACT or any(len(run.ids) != most for run in runs)):
+        return None
+    return Size(len(runs) if exactly else power(len(runs)), most, max(MIN_KEYS, power(longest)))
 
 
 def padded(found: Indices, rows: int) -> Indices:
@@ -156,6 +161,11 @@ class DecodeGraphs:
         self._graph, self._placement, self._source, self._path = graph, placement, source, path
         self._device, self._wanted = device, wanted
         self._offered: bool | None = None
+        self._steps = 0
+        self.capturing = False
+        # Who wants to look into steps asks for each so manyth to be run kernel by kernel, and finds in `looking` when it is.
+        self.eager_every = 0
+        self.looking = False
         self._refused: set[int] = set()  # buckets
 
     def offered(self) -> bool:
@@ -186,7 +196,8 @@ class DecodeGraphs:
 
     def run(self, cache: PagedCache, runs: Many[Run]) -> Decoded | None:
         """The step by replay; None where it has to run eagerly."""
-        captured = self.captured(cache, size_of(runs))
+        size = size_of(runs, self.exactly)
+        captured = None if size is None or self._looked_at() else self.captured(cache, size)
         if captured is None:
             return None
         captured.static.fill(cache.indices(runs))
@@ -194,6 +205,16 @@ class DecodeGraphs:
         tokens = sum(len(run.ids) for run in runs)
         hidden, for_mtp, logits = captured.out[0]
         return Decoded(hidden[:tokens], for_mtp[:tokens], logits[:tokens])
+
+    def _looked_at(self) -> bool:
+        self._steps += 1
+        self.looking = self.eager_every > 0 and self._steps % self.eager_every == 0 and self.offered()
+        return self.looking
+
+    @property
+    def exactly(self) -> bool:
+        """See `BackendBase.captures_exactly`."""
+        return bool(getattr(self._source.backend, "captures_exactly", False))
 
     def captured(self, cache: PagedCache, size: Size) -> _Captured | None:
         """The graph of this size over the cache, captured now if it was not before; None where there is none."""
@@ -225,14 +246,18 @@ class DecodeGraphs:
             hidden, for_mtp = self._graph.forward(static.step, layers)
             out[:] = [Decoded(hidden, for_mtp, self._graph.logits(hidden, static.step.bucket))]
 
-        step()
+        self.capturing = True
+        try:
+            step()
+        finally:
+            self.capturing = False
         if self._refuses(size.rows):  # what has taken over from a kernel that failed may be none
             return None
-        binding.settled = True
+        binding.settled = self.capturing = True
         try:
             replay = self._source.backend.capture(step, self._source.device)
         finally:
-            binding.settled = False
+            binding.settled = self.capturing = False
         if not callable(replay):
             raise TypeError(f"capture() of backend {self._source.name!r} answered {replay!r}, which cannot be called")
         return _Captured(static, replay, out)

@@ -11,7 +11,7 @@ from dsv3.checkpoint.progress import steps_progress
 from dsv3.dispatch.select import span_text
 from dsv3.engine.cache import PagedCache, Run
 from dsv3.engine.engine import PREFILL_TOKENS
-from dsv3.engine.graphs import MIN_KEYS, Size, power
+from dsv3.engine.graphs import MIN_KEYS, MOST_EXACT, Size, power
 
 SPARE = 3  # slots that a request has behind its last token, with one draft at a time
 
@@ -29,7 +29,7 @@ def warm_up(model: Model, batch: int, tokens: int, draft: bool, progress: bool |
     queries = 2 if draft else 1
     work = [*_prefills(model, draft), *_decodes(model, batch, queries, draft)]
     graphs = model.graphs.offered()
-    sizes = _sizes(batch, queries, tokens) if graphs else []
+    sizes = _sizes(batch, queries, tokens, model.graphs.exactly) if graphs else []
     with steps_progress("warming up", len(work) + len(sizes), progress) as advance:
         for text, run in work:
             advance(text)
@@ -43,13 +43,14 @@ def warm_up(model: Model, batch: int, tokens: int, draft: bool, progress: bool |
             model.capture(engine.cache, size)
 
 
-def _sizes(batch: int, queries: int, tokens: int) -> list[Size]:
+def _sizes(batch: int, queries: int, tokens: int, exactly: bool) -> list[Size]:
     """Every size of graph that decoding these can take."""
     keys, longest = [MIN_KEYS], power(tokens + 1)
     while keys[-1] < longest:
         keys.append(2 * keys[-1])
-    batches = [1 << n for n in range(power(batch).bit_length())]
-    return [Size(b, q, k) for k in keys for b in batches for q in range(1, queries + 1)]
+    batches = range(1, batch + 1) if exactly else [1 << n for n in range(power(batch).bit_length())]
+    found = [Size(b, q, k) for k in keys for b in batches for q in range(1, queries + 1)]
+    return [size for size in found if size.rows <= MOST_EXACT] if exactly else found
 
 
 def _prefills(model: Model, draft: bool) -> list[_Work]:

@@ -61,7 +61,13 @@ class Backend(Protocol):
 
 
 class BackendBase:
-    """Defaults: canonical weights only, pages of 64 tokens, nothing to capture."""
+    """Defaults: canonical weights only, pages of 64 tokens, nothing to capture.
+
+    captures_exactly: steps are captured for their very number of sequences, as a spare row costs more than another graph; else
+    for powers of two, to which steps are padded.
+    """
+
+    captures_exactly = False
 
     def torch_device(self, device: Device) -> torch.device:
         """family:index; "rocm" is torch's cuda; emulated devices and families unknown to torch are the CPU."""

@@ -25,8 +25,8 @@ class ExpertLoad:
         self._lock = threading.Lock()
         self._counts: dict[int, list[int]] = {}
         self._tokens = 0
-        if service.model.graphs.offered():
-            return  # captured steps cannot be looked into
+        self._graphs = service.model.graphs
+        self._graphs.eager_every = _EVERY  # a step that is replayed cannot be looked into
         for number, block in enumerate(graph.blocks):
             if isinstance(block.mlp, Moe):
                 self._counts[number] = [0] * int(config.n_routed_experts or 0)
@@ -37,7 +37,9 @@ class ExpertLoad:
 
         def watch(x: Tensor) -> None:
             nonlocal calls
-            if calls % _EVERY == 0:
+            if self._graphs.capturing:
+                return
+            if calls % _EVERY == 0 or self._graphs.looking:
                 self._look(layer, moe, x)
             calls += 1
 
