@@ -222,7 +222,7 @@ class _Layer:
         """kernel over x [T, H] into y; routed: the words of weights, ids and the expert map; more: of what comes after y."""
         pairs, scratch = space.words[:5], space.words[5:]
         size = (x.data_ptr(), *x.shape)
-        tile = tile_of(min(self.w13.rows // 2, self.w2.rows), tile)
+        tile = tile_of(min(self.w13.rows, self.w2.rows), tile)
         words = (*self.words, tile, int(snapped), *pairs, *size, *routed, *scratch, y.data_ptr(), *y.shape, *more)
         program = self.programs.get((signature, x.dtype))
         if program is None:

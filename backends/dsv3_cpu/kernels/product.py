@@ -59,6 +59,16 @@ def _rows_of(dot, name, columns, rows):
     return run
 
 
+def blockwise(w, s):
+    """Whether x is prepared anew for every 128 rows of the weight."""
+
+
+@overloads(blockwise)
+def _blockwise(w, s):
+    found = kind(w, s) == "fp8"
+    return lambda w, s: found
+
+
 @inner
 def scratch_for(x, rows, tile):
     """What `sums_of` needs for up to `rows` rows of arranged x: folded, undo, parts, sums."""
@@ -74,7 +84,7 @@ def sums_of(w, s, e, first, last, x, index, start, end, scratch):
     folded, undo, parts, sums = scratch
     block = first
     while block < last:
-        stop = min(last, (block // GROUP + 1) * GROUP)
+        stop = min(last, (block // GROUP + 1) * GROUP) if blockwise(w, s) else last
         i = start
         while i < end:
             width = min(AT_ONCE, end - i)
