@@ -78,10 +78,11 @@ def _head(flat, base, sa, sc, row, depth, width, total):
             return
         whole = width // _WHOLE * _WHOLE
         total[:whole] = 0
-        for a in range(0, depth - depth % AT_ONCE, AT_ONCE):
-            several(row.ctypes.data + 4 * a, at + item * a * sa, item * sa, total.ctypes.data, whole)
-        for a in range(depth - depth % AT_ONCE, depth):
-            one(row.ctypes.data + 4 * a, at + item * a * sa, item * sa, total.ctypes.data, whole)
+        share, line = depth // AT_ONCE, item * sa
+        for a in range(share):
+            several(row.ctypes.data + 4 * a, 4 * share, at + a * line, share * line, total.ctypes.data, whole)
+        for a in range(share * AT_ONCE, depth):
+            one(row.ctypes.data + 4 * a, 0, at + a * line, 0, total.ctypes.data, whole)
         for c in range(whole, width):
             part = np.float32(0)
             for a in range(depth):

@@ -29,14 +29,6 @@ def rows_beside(columns: int) -> int:
     return STREAMS if columns < 3 or LANES == 16 else 2
 
 
-def prefetch(b: Any, address: Any, ahead: int) -> None:
-    """Asks for the line so many bytes on."""
-    kind = ir.FunctionType(ir.VoidType(), [I8.as_pointer(), I32, I32, I32])
-    call = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-    place = b.inttoptr(b.add(address, ir.Constant(I64, ahead)), I8.as_pointer())
-    b.call(call, [place, ir.Constant(I32, 0), ir.Constant(I32, 3), ir.Constant(I32, 1)])
-
-
 def fma(b: Any, x: Any, y: Any, z: Any) -> Any:
     """x * y + z of vectors, rounded once."""
     kind = x.type
