@@ -17,7 +17,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from dsv3_cpu.constants import GROUP
-from dsv3_cpu.kernels.lanes import F32, FORMATS, I8, I32, I64, Format, constant, read, splat, vector
+from dsv3_cpu.kernels.lanes import F32, FORMATS, I8, I64, Format, constant, read, splat, vector
 from dsv3_cpu.processor import LANES
 
 STREAMS = 4  # rows of a weight that are read at a time
