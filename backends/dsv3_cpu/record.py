@@ -65,8 +65,9 @@ class Recording(TorchDispatchMode):
             parts += [partial(team.run_all, run)] if programs else run
 
         def again() -> None:
-            for part in parts:
-                part()
+            with torch.inference_mode():
+                for part in parts:
+                    part()
 
         again.held = self.held  # type: ignore[attr-defined]
         return again

@@ -177,3 +177,14 @@ def answer(stream: bytes) -> int:
     chunks = [json.loads(line[6:]) for line in stream.splitlines() if line.startswith(b"data: {")]
     assert [c["choices"][0]["finish_reason"] for c in chunks if c["choices"]][-1] == "length"
     return int(chunks[-1]["usage"]["completion_tokens"])
+
+
+def test_experts_are_seen_where_steps_are_replayed(server: Running) -> None:
+    """A replayed step cannot be looked into; some are run kernel by kernel for that."""
+    body = {"model": "demo", "prompt": "Once upon a time", "max_tokens": 70, "temperature": 0}
+    before = server.app.state.experts.seen()["tokens"]
+    _, said = post(server, "/v1/completions", body)
+    assert server.app.state.experts.seen()["tokens"] >= before + 4
+    model = server.service.model
+    assert model.graphs.offered()
+    assert said["choices"][0]["text"] == model.generate("Once upon a time", max_new_tokens=70, temperature=0).text
