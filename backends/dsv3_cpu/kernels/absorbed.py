@@ -63,18 +63,16 @@ def head(flat, base, sa, sc, row, depth, width, total):
 @overloads(head)
 def _head(flat, base, sa, sc, row, depth, width, total):
     name, item = ("bf16", 2) if flat.dtype == types.uint16 else ("f32", 4)
-    dot, dots_of_four, several, one = dots(name, 1), dots(name, 1, STREAMS), add_rows(name, AT_ONCE), add_rows(name, 1)
+    of_rows, several, one = dots(name, 1, STREAMS), add_rows(name, AT_ONCE), add_rows(name, 1)
 
     def run(flat, base, sa, sc, row, depth, width, total):
         at = flat.ctypes.data + item * base
         if sa == 1:
             step, share, to = item * sc, width // STREAMS, total.ctypes.data
-            for c in range(share):
-                dots_of_four(
-                    at + c * step, share * step, STREAMS, 0, 0, row.ctypes.data, 0, 1, item * depth, to + 4 * c, 4 * share
-                )
-            for c in range(share * STREAMS, width):
-                dot(at + c * step, 0, 1, 0, 0, row.ctypes.data, 0, 1, item * depth, to + 4 * c, 0)
+            rest = width - share * STREAMS
+            for i in range(share + min(1, rest)):  # as in product.py
+                c, by, most = (i, share, STREAMS) if i < share else (share * STREAMS, 1, rest)
+                of_rows(at + c * step, by * step, most, 0, 0, row.ctypes.data, 0, 1, item * depth, to + 4 * c, 4 * by)
             return
         whole = width // _WHOLE * _WHOLE
         total[:whole] = 0

@@ -8,7 +8,7 @@ from numba.core import types
 from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.constants import GROUP
 from dsv3_cpu.kernels.atoms import take, wait_for_all
-from dsv3_cpu.kernels.dots import dots, rows_beside
+from dsv3_cpu.kernels.dots import STREAMS, dots, rows_beside
 from dsv3_cpu.kernels.numbers import put
 from dsv3_cpu.kernels.rows import arrange, kind, ready, row_factor
 from dsv3_cpu.kernels.whole import whole_dots, whole_rows_beside
@@ -44,17 +44,18 @@ def _strip(w, s, e, n, last, x, at, length, width, out):
 
 
 def _rows_of(dot, name, columns, rows):
-    """A function of `count` rows of a weight, as many streams at a time as `rows`, each over its share of them."""
-    single, several, step = dot(name, columns), dot(name, columns, rows), 4 * columns
+    """A function of `count` rows of a weight: as many streams as `rows`, each over its share of them, then what is left over,
+    with up to `rows - 1` sums after the last that mean nothing."""
+    several, step = dot(name, columns, rows), 4 * columns
 
     @inner
     def run(row, size, count, scale, stride, at, x_stride, width, out):
         share = count // rows
-        for r in range(share):
-            several(row + r * size, share * size, rows, scale + r * stride, share * stride, at, x_stride, width, size,
-                    out + step * r, step * share)  # fmt: skip
-        for r in range(share * rows, count):
-            single(row + r * size, 0, 1, scale + r * stride, 0, at, x_stride, width, size, out + step * r, 0)
+        rest = count - share * rows
+        for i in range(share + min(1, rest)):
+            r, by, most = (i, share, rows) if i < share else (share * rows, 1, rest)
+            several(row + r * size, by * size, most, scale + r * stride, by * stride, at, x_stride, width, size,
+                    out + step * r, step * by)  # fmt: skip
 
     return run
 
@@ -73,7 +74,7 @@ def _blockwise(w, s):
 def scratch_for(x, rows, tile):
     """What `sums_of` needs for up to `rows` rows of arranged x: folded, undo, parts, sums."""
     return (
-        np.empty((AT_ONCE, x.shape[1]), x.dtype), np.empty(AT_ONCE), np.empty(tile * AT_ONCE, np.float32),
+        np.empty((AT_ONCE, x.shape[1]), x.dtype), np.empty(AT_ONCE), np.empty((tile + STREAMS) * AT_ONCE, np.float32),
         np.empty((rows, tile), np.float32),
     )  # fmt: skip
 
