@@ -94,6 +94,16 @@ def test_replayed_steps_say_what_steps_run_one_by_one_say(options: dict[str, Any
     assert not [note for note in model.placement().notes if "graphs" in note]
 
 
+def test_drafts_are_replayed_too() -> None:
+    plain, model = dsv3.load("demo", backend="cpu", graphs=False), dsv3.load("demo", backend="cpu")
+    for drafts in (1, 2, 3):
+        options: dict[str, Any] = {"max_new_tokens": 24, "draft": "mtp", "draft_tokens": drafts}
+        wanted, found = plain.generate(PROMPTS[:2], **options), model.generate(PROMPTS[:2], **options)
+        assert [(g.ids, g.stats["accepted"]) for g in found] == [(g.ids, g.stats["accepted"]) for g in wanted]
+    sizes = model.engine.cache.captured
+    assert any(size.drafting for size in sizes) and not plain.engine.cache.captured
+
+
 def test_exact_sizes_have_no_spare_rows() -> None:
     from dsv3.engine.cache import Run
 

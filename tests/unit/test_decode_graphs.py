@@ -171,7 +171,7 @@ def test_the_buffers_hold_the_step_and_padding_that_writes_nothing(eager: Any) -
 )
 def test_sizes_are_powers_of_two(sequences: int, queries: int, longest: int, wanted: Any) -> None:
     runs = [Run(i, [0], 0) for i in range(sequences - 1)]
-    assert size_of([*runs, Run(sequences - 1, [0] * queries, longest - queries)]) == wanted
+    assert size_of([*runs, Run(sequences - 1, [0] * queries, longest - queries)]) == Size(*wanted)
 
 
 # -- when it is captured

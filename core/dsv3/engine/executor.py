@@ -137,7 +137,9 @@ class Executor:
     @torch.inference_mode()
     @_blaming
     def mtp_mixed(self, cache: PagedCache, few: Many[Run], many: Many[Run], states: Tensor) -> Tensor:
-        """`mtp_forward`, likewise."""
+        """`mtp_forward`, likewise; by replay where that can be, into memory that the next such step overwrites."""
+        if not many and (replayed := self.graphs.draft(cache, few, states)) is not None:
+            return replayed
         step = cache.mixed(few, many, self._placement.binding.bucket, start=1)
         return self._graph.mtp_forward(step, states, cache.layers)
 

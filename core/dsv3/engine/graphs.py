@@ -37,11 +37,13 @@ _ALIGN = 64  # numbers between the starts of two buffers: kernels find their ten
 
 
 class Size(NamedTuple):
-    """Sequences, tokens of each, and cached tokens of the longest that a captured step has room for."""
+    """Sequences, tokens of each, and cached tokens of the longest that a captured step has room for. drafting: a step of the
+    first MTP module."""
 
     batch: int
     queries: int
     max_k: int
+    drafting: bool = False
 
     @property
     def rows(self) -> int:
@@ -102,8 +104,9 @@ class StaticStep:
         tensors: dict[str, Any] = dict(_views(self._memory, shapes))
         of = bucket(rows)
         self.step = Step(
-            **tensors, max_q=size.queries, max_k=size.max_k, total_k=rows * size.max_k, bucket=of, bucket_k=of, absorbed=True
-        )
+            **tensors, max_q=size.queries, max_k=size.max_k, total_k=rows * size.max_k, bucket=of, bucket_k=of, absorbed=True,
+            start=int(size.drafting),
+        )  # fmt: skip
         self.rows = rows
         self.fill(Indices([], [], [], [], [], [0], [0]))
 
@@ -137,9 +140,12 @@ def _graph_safe(d: Decision) -> bool:
 
 @dataclass
 class _Captured:
+    """states [T, H]: what a step of an MTP module is given besides."""
+
     static: StaticStep
     replay: Callable[[], Any]
     out: list[Decoded]
+    states: Tensor | None = None
 
 
 class DecodeGraphs:
@@ -166,7 +172,7 @@ class DecodeGraphs:
         # Who wants to look into steps asks for each so manyth to be run kernel by kernel, and finds in `looking` when it is.
         self.eager_every = 0
         self.looking = False
-        self._refused: set[int] = set()  # buckets
+        self._refused: set[tuple[int, bool]] = set()  # buckets, and whether of drafts
 
     def offered(self) -> bool:
         """Whether steps may be captured at all. The backend is asked once, with a step of one addition."""
@@ -206,6 +212,18 @@ class DecodeGraphs:
         hidden, for_mtp, logits = captured.out[0]
         return Decoded(hidden[:tokens], for_mtp[:tokens], logits[:tokens])
 
+    def draft(self, cache: PagedCache, runs: Many[Run], states: Tensor) -> Tensor | None:
+        """`Executor.mtp_forward`, absorbed, by replay; None where it has to run eagerly. Only for backends that capture
+        exactly: a spare row would have no key to attend to."""
+        size = size_of(runs, True) if self.exactly else None
+        captured = None if size is None else self.captured(cache, size._replace(drafting=True))
+        if captured is None or captured.states is None:
+            return None
+        captured.static.fill(cache.indices(runs, start=1))
+        captured.states.copy_(states)
+        captured.replay()
+        return captured.out[0].hidden
+
     def _looked_at(self) -> bool:
         self._steps += 1
         self.looking = self.eager_every > 0 and self._steps % self.eager_every == 0 and self.offered()
@@ -218,14 +236,16 @@ class DecodeGraphs:
 
     def captured(self, cache: PagedCache, size: Size) -> _Captured | None:
         """The graph of this size over the cache, captured now if it was not before; None where there is none."""
-        if not self.offered() or self._placement.binding.bucket(size.rows) in self._refused:
+        if not self.offered() or (self._placement.binding.bucket(size.rows), size.drafting) in self._refused:
             return None
         if size not in cache.captured:
             try:
                 made = self._capture(cache, size)
             except (Exception, SystemExit) as error:
-                self._offered = False
-                self._note(f"{self._cause(error)} (capturing a step of {size.batch} sequences)")
+                what = "drafts" if size.drafting else "a step"
+                self._offered = size.drafting
+                self._refused |= {(bucket, True) for bucket in range(len(self._placement.binding.buckets))}
+                self._note(f"{self._cause(error)} (capturing {what} of {size.batch} sequences)")
                 return None
             if made is None:
                 return None
@@ -235,14 +255,23 @@ class DecodeGraphs:
 
     def _capture(self, cache: PagedCache, size: Size) -> _Captured | None:
         """The step is run before: kernels compile, and one that fails is replaced. No token has a slot: nothing is written."""
-        if self._refuses(size.rows):
+        if self._refuses(size.rows, size.drafting):
             return None
         binding = self._placement.binding
         static = StaticStep(size, cache.page_size, binding.bucket, self._device)
         out: list[Decoded] = []
         layers = cache.layers
+        states = None
+        if size.drafting:
+            states = torch.zeros(
+                size.rows, self._graph.config.hidden_size, dtype=self._graph.w.embed.dtype, device=self._device
+            )
 
         def step() -> None:
+            if states is not None:
+                hidden = self._graph.mtp_forward(static.step, states, layers)
+                out[:] = [Decoded(hidden, hidden, hidden)]
+                return
             hidden, for_mtp = self._graph.forward(static.step, layers)
             out[:] = [Decoded(hidden, for_mtp, self._graph.logits(hidden, static.step.bucket))]
 
@@ -251,7 +280,7 @@ class DecodeGraphs:
             step()
         finally:
             self.capturing = False
-        if self._refuses(size.rows):  # what has taken over from a kernel that failed may be none
+        if self._refuses(size.rows, size.drafting):  # what has taken over from a kernel that failed may be none
             return None
         binding.settled = self.capturing = True
         try:
@@ -260,19 +289,30 @@ class DecodeGraphs:
             binding.settled = self.capturing = False
         if not callable(replay):
             raise TypeError(f"capture() of backend {self._source.name!r} answered {replay!r}, which cannot be called")
-        return _Captured(static, replay, out)
+        return _Captured(static, replay, out, states)
 
-    def obstacles(self, rows: int) -> list[str]:
+    def obstacles(self, rows: int, drafting: bool = False) -> list[str]:
         """The kernels and decompositions that a decode step of so many rows calls and that are not graph-safe, in words."""
         bucket = self._placement.binding.bucket(rows)
-        plans = [plan[bucket] for op, where, plan in self._placement.binding.decisions if (op, where) in self._path]
+        path = self._draft_path() if drafting else self._path
+        plans = [plan[bucket] for op, where, plan in self._placement.binding.decisions if (op, where) in path]
         return list(dict.fromkeys(f"{d.name} of {d.op}" for plan in plans for d in plan.walk() if not _graph_safe(d)))
 
-    def _refuses(self, rows: int) -> bool:
-        if others := self.obstacles(rows):
+    def _draft_path(self) -> set[tuple[str, str]]:
+        """What the first MTP module calls: what a layer of its kind does, and what is its own."""
+        prefix = f"layers.{self._graph.config.num_hidden_layers}."
+        ordinary = {(op, where.split(".", 2)[-1]) for op, where in self._path}
+        ours = {"mtp_combine", "add_rms_norm", "embedding"}
+        return {
+            (op, where) for op, where, _ in self._placement.binding.decisions
+            if where.startswith(prefix) and (op in ours or (op, where.removeprefix(prefix)) in ordinary)
+        }  # fmt: skip
+
+    def _refuses(self, rows: int, drafting: bool) -> bool:
+        if others := self.obstacles(rows, drafting):
             binding = self._placement.binding
             bucket = binding.bucket(rows)
-            self._refused.add(bucket)  # for good: reading all decisions at every step would cost more than the step
+            self._refused.add((bucket, drafting))  # for good: reading all decisions at every step would cost more than the step
             span = span_text(binding.buckets[bucket])
             self._note(f"not graph-safe: {', '.join(others)}" + ("" if span == "any" else f" (steps of {span} tokens)"))
         return bool(others)
