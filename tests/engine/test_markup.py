@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
 from typing import Any
@@ -22,6 +23,11 @@ M = "｜DSML｜"
 CALLS, END_CALLS, END_CALL = f"<{M}function_calls>", f"</{M}function_calls>", f"</{M}invoke>"
 END = ("end", None, "")
 USER: dict[str, Any] = {"role": "user", "content": "Q"}
+
+
+@functools.cache
+def form_of() -> ChatFormat:
+    return ChatFormat.of(v32_tokenizer())
 
 
 def parameter(name: str, value: Any) -> str:
@@ -77,7 +83,7 @@ VALUES = st.one_of(
 def test_what_a_prompt_says_of_calls_is_read_back(made: list[tuple[str, dict[str, Any]]]) -> None:
     """Arguments go into a prompt by the template, which keeps the marker from what was said; the splitter gets the same values
     out of the text, piece by piece."""
-    form = ChatFormat.of(v32_tokenizer())
+    form = form_of()
     message = {
         "role": "assistant", "content": "",
         "tool_calls": [{"function": {"name": n, "arguments": json.dumps(a)}} for n, a in made],
@@ -167,7 +173,7 @@ ANSWERED = "\n\n<function_results>\n<result>first</result>\n<result>second</resu
 
 
 def test_calls_and_results_in_a_prompt() -> None:
-    form = ChatFormat.of(v32_tokenizer())
+    form = form_of()
     begin = f"{BOS}<｜User｜>Q<｜Assistant｜>"
     talk = [USER, asked(), *RESULTS]
     assert form.render(talk) == f"{begin}</think>{ASKED}{ANSWERED}</think>"
@@ -197,7 +203,7 @@ TOOL = {
 
 
 def test_tools_are_declared_in_the_system_message() -> None:
-    form = ChatFormat.of(v32_tokenizer())
+    form = form_of()
     for messages in ([USER], [{"role": "system", "content": "Be kind."}, USER]):
         shown, without = form.render(messages, tools=[TOOL]), form.render(messages)
         head, _, tail = shown.partition("<｜User｜>")
@@ -206,7 +212,7 @@ def test_tools_are_declared_in_the_system_message() -> None:
 
 
 def test_nothing_in_tools_calls_and_results_is_a_control_token() -> None:
-    tokenizer, form = v32_tokenizer(), ChatFormat.of(v32_tokenizer())
+    tokenizer, form = v32_tokenizer(), form_of()
     control = {tokenizer.token_id(t) for t in tokenizer.control}
     assert tokenizer.token_id(M) in control
 
@@ -240,7 +246,7 @@ def test_nothing_in_tools_calls_and_results_is_a_control_token() -> None:
 def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
     message = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
     with pytest.raises(dsv3.UsageError, match="needs a JSON object"):
-        ChatFormat.of(v32_tokenizer()).ids([USER, message, USER])
+        form_of().ids([USER, message, USER])
 
 
 def test_a_tokenizer_without_the_marker_has_no_calls() -> None:
