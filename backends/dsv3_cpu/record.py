@@ -29,6 +29,11 @@ class Recording(TorchDispatchMode):
     be: RuntimeError.
     """
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: to be hidden from torch's compiler costs its import, 2 seconds, and nothing here is compiled by it."""
+        return False
+
     def __init__(self) -> None:
         super().__init__()
         self.thread = threading.get_ident()
