@@ -4,7 +4,8 @@
     model = dsv3.load("demo")
     print(model.generate("Once upon a time").text)
 
-Importing this package imports neither torch nor any backend.
+Importing this package imports neither torch nor any backend. Imported before torch, it has OpenMP's threads wait less long (see
+`settings.shorten_waits`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dsv3.errors import BackendUnavailable, CheckpointError, Dsv3Error, UnsupportedModel, UsageError
+from dsv3.settings import shorten_waits
 
 if TYPE_CHECKING:
     from dsv3.dispatch.choose import probe
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from dsv3.loading import load
 
 __version__ = "0.1.0"
+shorten_waits()
 _LAZY = {
     "load": "dsv3.loading",
     "probe": "dsv3.dispatch.choose",

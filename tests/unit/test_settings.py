@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -56,3 +59,26 @@ def test_bad_values_name_where_they_stand(file: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("DSV3_CONFIG", str(file) + ".absent")
     with pytest.raises(UsageError, match="does not exist"):
         resolve({})
+
+
+@pytest.mark.parametrize(
+    ("before", "first", "wanted"),
+    [
+        ({}, "", "1000"),
+        ({}, "import torch; ", None),
+        ({"OMP_WAIT_POLICY": "active"}, "", None),
+        ({"GOMP_SPINCOUNT": "7"}, "", "7"),
+    ],
+)
+def test_waits_are_shortened_unless_the_user_chose_or_it_is_too_late(
+    before: dict[str, str], first: str, wanted: str | None
+) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    clean = {name: value for name, value in os.environ.items() if name not in names}
+    code = (
+        f"{first}import dsv3, os; from dsv3.settings import environment, without_our_waits;"
+        "print(os.environ.get('GOMP_SPINCOUNT'), without_our_waits(environment()).get('GOMP_SPINCOUNT'))"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**clean, **before}, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(wanted), str(before.get("GOMP_SPINCOUNT"))]

@@ -22,7 +22,7 @@ from typing import Any
 from dsv3.bench.peers import engines
 from dsv3.bench.peers.workload import Workload
 from dsv3.bench.results import quartiles
-from dsv3.settings import environment
+from dsv3.settings import environment, without_our_waits
 
 MODULES = {"dsv3": "run_dsv3", "transformers": "run_transformers", "llama.cpp": "run_llama_cpp", "vllm": "run_vllm"}
 PACKAGES = {
@@ -134,7 +134,7 @@ def _environment(threads: int) -> dict[str, str]:
     """One number of threads for every library that reads one from a variable, and no network."""
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
     offline = {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "VLLM_NO_USAGE_STATS": "1"}
-    return {**environment(), **dict.fromkeys(names, str(threads)), **offline}
+    return {**without_our_waits(environment()), **dict.fromkeys(names, str(threads)), **offline}
 
 
 def _outcome(job: Job, workloads: Sequence[Workload], made: Mapping[str, Any], why: str) -> Outcome:
