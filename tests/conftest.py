@@ -7,7 +7,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-import torch
+
+import dsv3  # noqa: F401  # before torch, as in use: see settings.shorten_waits
 
 DATA = os.environ.get("DSV3_TEST_DATA")
 
@@ -31,6 +32,8 @@ def _environment(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     """What a test draws does not depend on the tests before it, nor is it what small seeds of its own draw."""
+    import torch
+
     torch.manual_seed(64357)
 
 

@@ -78,7 +78,7 @@ def environment() -> dict[str, str]:
     return dict(os.environ)
 
 
-# OpenMP's own are some hundred thousand turns of a loop (GNU) and 200 ms (LLVM).
+# OpenMP's own are some hundred thousand turns of a loop (GNU) and 200 ms (LLVM, whose effect here was not measured).
 _WAITS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 _waits_set: list[str] = []
 

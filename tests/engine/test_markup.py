@@ -15,8 +15,8 @@ import dsv3
 from dsv3.engine.chat import ChatFormat
 from dsv3.engine.grammar import Grammar
 from dsv3.engine.markup import MarkupSplitter
-from dsv3.engine.split import Event
 from dsv3.server.grammars import call_grammar
+from tests.support.events import joined
 from tests.support.tokenizers import BOS, EOS, deepseek_tokenizer, v32_tokenizer
 
 M = "｜DSML｜"
@@ -42,17 +42,6 @@ def call(name: str, arguments: dict[str, Any]) -> str:
 
 def calls(*found: str) -> str:
     return "\n".join([CALLS, *found, END_CALLS])
-
-
-def joined(events: list[Event]) -> list[tuple[str, int | None, str]]:
-    """Neighbours of a kind as one."""
-    found: list[tuple[str, int | None, str]] = []
-    for event in events:
-        if found and event.kind != "call" and found[-1][:2] == (event.kind, event.index):
-            found[-1] = (event.kind, event.index, found[-1][2] + event.text)
-        else:
-            found.append((event.kind, event.index, event.text))
-    return found
 
 
 def of(text: str, reasoning: bool = False) -> list[tuple[str, int | None, str]]:
@@ -194,7 +183,7 @@ TOOL = {
             "properties": {
                 "city": {"type": "string"}, "unit": {"enum": ["C", "F"], "type": "string"}, "days": {"type": "integer"},
                 "near": {"$ref": "#/$defs/place"}, "any": {}, "code": {"type": "string", "pattern": "^[A-Z]+$"},
-                "short": {"type": "string", "maxLength": 3},
+                "short": {"type": "string", "maxLength": 3}, "level": {"enum": [1, 2]},
             },
             "required": ["city", "days"], "$defs": {"place": {"type": "object", "properties": {"x": {"type": "integer"}}}},
         },
@@ -277,6 +266,9 @@ def allowed(text: str) -> bool:
         ("weather", {"city": "a", "days": 3, "any": [1]}, True),
         ("weather", {"city": "a", "days": 3, "short": "</b"}, True),
         ("weather", {"city": "a", "days": 3, "short": "four"}, False),
+        ("weather", {"city": "a", "days": 3, "level": 2}, True),
+        ("weather", {"city": "a", "days": 3, "level": "2"}, False),
+        ("weather", {"city": "a", "days": 3, "level": ""}, False),
         ("now", {}, True), ("now", {"free": "text"}, True), ("other", {}, False),
     ],
 )  # fmt: skip

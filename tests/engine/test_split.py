@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dsv3.engine.chat import ChatFormat
 from dsv3.engine.split import Event, Splitter, Syntax
 from dsv3.engine.text import Tokenizer
+from tests.support.events import joined
 from tests.support.tokenizers import deepseek_tokenizer, demo_tokenizer, tokenizer_of
 
 CALLS, CALL, SEP = "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>"
@@ -23,17 +24,6 @@ SYNTAXES: list[Syntax | None] = ["v3", "v3.1", None]
 def split(tokenizer: Tokenizer, ids: list[int], syntax: Syntax | None, reasoning: bool = False) -> list[Event]:
     splitter = Splitter(tokenizer, syntax, reasoning)
     return [e for i in ids for e in splitter.push(i)] + splitter.finish()
-
-
-def joined(events: list[Event]) -> list[tuple[str, int | None, str]]:
-    """Neighbours of a kind as one."""
-    found: list[tuple[str, int | None, str]] = []
-    for event in events:
-        if found and event.kind != "call" and found[-1][:2] == (event.kind, event.index):
-            found[-1] = (event.kind, event.index, found[-1][2] + event.text)
-        else:
-            found.append((event.kind, event.index, event.text))
-    return found
 
 
 def of(text: str, syntax: Syntax | None, reasoning: bool = False) -> list[tuple[str, int | None, str]]:

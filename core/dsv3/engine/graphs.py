@@ -243,8 +243,10 @@ class DecodeGraphs:
                 made = self._capture(cache, size)
             except (Exception, SystemExit) as error:
                 what = "drafts" if size.drafting else "a step"
-                self._offered = size.drafting
-                self._refused |= {(bucket, True) for bucket in range(len(self._placement.binding.buckets))}
+                if size.drafting:
+                    self._refused |= {(bucket, True) for bucket in range(len(self._placement.binding.buckets))}
+                else:
+                    self._offered = False
                 self._note(f"{self._cause(error)} (capturing {what} of {size.batch} sequences)")
                 return None
             if made is None:

@@ -26,7 +26,10 @@ class ExpertLoad:
         self._counts: dict[int, list[int]] = {}
         self._tokens = 0
         self._graphs = service.model.graphs
-        self._graphs.eager_every = _EVERY  # a step that is replayed cannot be looked into
+        if self._graphs.offered():  # a step that is replayed cannot be looked into
+            if not self._graphs.exactly:
+                return  # and on a device one step kernel by kernel takes as long as several
+            self._graphs.eager_every = _EVERY
         for number, block in enumerate(graph.blocks):
             if isinstance(block.mlp, Moe):
                 self._counts[number] = [0] * int(config.n_routed_experts or 0)

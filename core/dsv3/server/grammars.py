@@ -47,8 +47,10 @@ def _markup(marker: str, tools: list[dict[str, Any]]) -> str:
         function = tool["function"]
         schema = function.get("parameters") or {}
         shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
-        lines = []
-        for k, (name, one) in enumerate((schema.get("properties") or {}).items()):
+        lines, required = [], schema.get("required") or []
+        properties = schema.get("properties") or {}
+        properties = {**properties, **{name: {} for name in required if name not in properties}}
+        for k, (name, one) in enumerate(properties.items()):
             here, value = f"{n}_{k}", one if isinstance(one, dict) else {}
             kinds = [value.get("type", "any")] if not isinstance(value.get("type"), list) else value["type"]
             text = None if {"string", "any"}.isdisjoint(kinds) else _text_of(value)
@@ -57,7 +59,7 @@ def _markup(marker: str, tools: list[dict[str, Any]]) -> str:
                 forms.append(_parameter(marker, name, False, f'v{here} "</" {marker}'))
                 rules.append(f"v{here}: %json {json.dumps({**value, **shared})}")
             rules.append(f"p{here}: {' | '.join(forms)}")
-            lines.append(f"p{here}" if name in (schema.get("required") or []) else f"p{here}?")
+            lines.append(f"p{here}" if name in required else f"p{here}?")
         head = json.dumps(f'invoke name="{function["name"]}">\n')
         ends = f'"</" {marker} "invoke>\\n</" {marker} "function_calls>"'
         rules.append(f'c{n}: {head} "\\n"? {" ".join(lines) or "free*"} {ends}')
@@ -79,7 +81,8 @@ def _text_of(schema: dict[str, Any]) -> str | None:
         return None
     choices = schema.get("enum") or ([schema["const"]] if "const" in schema else [])
     if choices:
-        return f"({' | '.join(json.dumps(f'{one}</', ensure_ascii=False) for one in choices if isinstance(one, str))})"
+        said = [json.dumps(f"{one}</", ensure_ascii=False) for one in choices if isinstance(one, str)]
+        return f"({' | '.join(said)})" if said else None
     least, most = schema.get("minLength", 0), schema.get("maxLength", "")
     return rf"/(?s:.{{{least},{most}}})<\//"
 
