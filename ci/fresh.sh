@@ -7,7 +7,7 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 # Nothing of this machine's settings.
 for name in "${!DSV3_@}"; do unset "$name"; done
-export PIP_DISABLE_PIP_VERSION_CHECK=1 XDG_CONFIG_HOME="$work/config"
+export PIP_DISABLE_PIP_VERSION_CHECK=1 XDG_CONFIG_HOME="$work/config" NUMBA_CACHE_DIR="$work/numba"
 unset PIP_QUIET
 # README's first command, as it stands there.
 first=$(sed -n '/^```sh$/,/^```$/p' "$root/README.md" | sed -n '2p')
@@ -16,18 +16,21 @@ echo "first command: $first"
 command -v git >/dev/null || { echo "ci/fresh.sh needs git" >&2; exit 1; }
 git -c safe.directory='*' clone -q "$root" "$work/clone"
 python3 -m venv "$work/one"
-(cd "$work/clone" && . "$work/one/bin/activate" && eval "$first" >"$work/one.out" 2> >(grep -v '^WARNING: Location' >&2))
+(cd "$work/clone" && . "$work/one/bin/activate" && eval "$first" >"$work/one.out" 2> >(grep -v '^WARNING: Location' | tee "$work/one.said" >&2))
 # pip prints to stdout too: the story is what follows its last line.
 sed -n '/^Successfully installed/,$p' "$work/one.out" | sed 1d >"$work/one.story"
 
 python3 -m venv "$work/two"
 (cd "$work/clone" && "$work/one/bin/pip" install -q build 2>/dev/null && "$work/one/bin/python" -m build --wheel -o "$work/dist" . >"$work/build.log" 2>&1) || { cat "$work/build.log" >&2; exit 1; }
 "$work/two/bin/pip" install -q "$work"/dist/*.whl 2> >(grep -v '^WARNING: Location' >&2)
+level=$(cd "$work/clone" && "$work/one/bin/python" -c "from dsv3_cpu.processor import level; print(level() or '')")
 rm -rf "$work/clone"
 mkdir "$work/elsewhere"
-(cd "$work/elsewhere" && "$work/two/bin/dsv3" run "Once upon a time" >"$work/two.story")
+(cd "$work/elsewhere" && "$work/two/bin/dsv3" run "Once upon a time" >"$work/two.story" 2> >(tee "$work/two.said" >&2))
 
 test -s "$work/one.story"
+# Kernels for this processor came with the package, and nothing was compiled on either first start.
+if [ -n "$level" ] && grep compiling "$work/one.said" "$work/two.said"; then exit 1; fi
 cmp "$work/one.story" "$work/two.story"
 echo "the clone and the wheel ($(du -h "$work"/dist/*.whl | cut -f1)) tell the same story:"
 cat "$work/two.story"

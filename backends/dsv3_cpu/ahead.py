@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dsv3_cpu.objects import cache_folder, path_of
+from dsv3_cpu.objects import cache_folder, is_there
 
 COMMON = Path(__file__).with_name("common.json")
 _MOST_HELPERS = 3
@@ -26,17 +26,30 @@ _helping = False
 _helpers: list[subprocess.Popen[bytes]] = []
 
 
-def common() -> list[tuple[str, str]]:
-    """(kernel, signature) of the programs that a model in FP8 or bfloat16 uses, those first that take longest."""
-    return [(e["kernel"], e["signature"]) for e in json.loads(COMMON.read_text(encoding="utf-8"))]
+def common(*of: str) -> list[tuple[str, str]]:
+    """(kernel, signature) of programs that models use, those first that take longest. "short": for prompts of up to 32 tokens
+    and decoding, in FP8 and bfloat16; "long": what else longer prompts need; "int8", "int4": what else such weights need."""
+    lists = json.loads(COMMON.read_text(encoding="utf-8"))
+    return [(kernel, signature) for name in of or lists for kernel, signature in lists[name]]
 
 
 def missing() -> list[tuple[str, str]]:
-    """Those that are not in the cache yet."""
+    """Those for short prompts that are not in a file yet."""
     from dsv3_cpu.programs import program_name
 
-    paths = [(entry, path_of(program_name(*entry))) for entry in common()]
-    return [entry for entry, path in paths if path is not None and not path.exists()]
+    return [entry for entry in common("short") if not is_there(program_name(*entry))]
+
+
+def no_helpers() -> None:
+    """This process starts none, whatever it has to compile."""
+    global _helping
+    _helping = True
+
+
+def is_taken(name: str) -> bool:
+    """Whether a process is compiling this program."""
+    folder = cache_folder()
+    return folder is not None and _marker(folder, name).exists()
 
 
 def _marker(folder: Path, name: str) -> Path:
@@ -96,7 +109,7 @@ def start() -> None:
     """Start helpers for the common programs, once, where there are cores for them and a cache to meet in."""
     global _helping
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if _helping or cores < 2 or getattr(sys, "frozen", False) or not missing():
+    if _helping or cores < 2 or getattr(sys, "frozen", False) or cache_folder() is None or not missing():
         return
     _helping = True
     for _ in range(min(_MOST_HELPERS, cores - 1)):
@@ -119,15 +132,11 @@ def _stop() -> None:
 
 
 def main() -> None:
-    """Compile what nobody else is at."""
-    global _helping
+    """What a helper does: compile what nobody else is at."""
     from dsv3_cpu.programs import Kernel, program_name
 
-    _helping = True  # helpers have none
+    no_helpers()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # not without what `alone` leaves behind
-    folder = cache_folder()
-    if folder is None:
-        return
     for kernel, signature in missing():
-        if not _marker(folder, program_name(kernel, signature)).exists():
+        if not is_taken(program_name(kernel, signature)):
             Kernel(kernel).program(signature)

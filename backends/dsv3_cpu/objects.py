@@ -1,5 +1,5 @@
-"""Machine code of kernels: kept in files, put into memory by LLVM's linker. A start that finds all of it here does without
-numba, whose import alone takes longer than loading them.
+"""Machine code of kernels: kept in files, put into memory by LLVM's linker. A start that finds all of it does without numba,
+whose import alone takes longer than loading them. Files are in the user's cache, or came with this package (see `ship`).
 
 An object is one exported C function of int64 words that returns one, see `compile`.
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 import llvmlite.binding as llvm
 
-from dsv3_cpu.processor import fingerprint
+from dsv3_cpu.processor import fingerprint, level, sources
 
 _DIGEST = 32  # bytes before the object: its sha256
 _lock = threading.RLock()
@@ -41,28 +41,44 @@ def cache_folder() -> Path | None:
     return folder if os.access(folder, os.W_OK) else None
 
 
-def path_of(name: str) -> Path | None:
-    """The file for a kernel's object, whether it is there or not."""
-    folder = cache_folder()
-    return None if folder is None else folder / f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.o"
+def installed_folder(level: str) -> Path:
+    """Where objects for processors of a level are that came with this package, made of these sources (see `ship`)."""
+    return Path(__file__).with_name("_objects") / f"{sys.platform}-{level}-{sources().hex()[:16]}"
+
+
+@functools.cache
+def _folders() -> tuple[Path, ...]:
+    name = level()
+    return tuple(folder for folder in (cache_folder(), installed_folder(name) if name else None) if folder is not None)
+
+
+def is_there(name: str) -> bool:
+    """Whether a kernel's object is in a file, damaged or not."""
+    return any((folder / file_of(name)).exists() for folder in _folders())
+
+
+def file_of(name: str) -> str:
+    """What the file with a kernel's object is called."""
+    return f"{hashlib.sha256(name.encode()).hexdigest()[:24]}.o"
 
 
 def read(name: str) -> bytes | None:
-    """An object from the cache; None if it is not there or damaged."""
-    path = path_of(name)
-    try:
-        data = b"" if path is None else path.read_bytes()
-    except OSError:
-        return None
-    digest, code = data[:_DIGEST], data[_DIGEST:]
-    return code if code and hashlib.sha256(code).digest() == digest else None
+    """An object from the cache, or else of those installed; None if it is not there or damaged."""
+    for folder in _folders():
+        with contextlib.suppress(OSError):
+            data = (folder / file_of(name)).read_bytes()
+            digest, code = data[:_DIGEST], data[_DIGEST:]
+            if code and hashlib.sha256(code).digest() == digest:
+                return code
+    return None
 
 
 def keep(name: str, code: bytes) -> None:
     """Write an object into the cache, whole or not at all."""
-    path = path_of(name)
-    if path is None:
+    folder = cache_folder()
+    if folder is None:
         return
+    path = folder / file_of(name)
     with contextlib.suppress(OSError):
         handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".part")
         try:

@@ -54,8 +54,9 @@ class Kernel:
         team.run(self.program(signature_of(arguments)), work, words_of(*arguments))
 
 
-def exported(function: str, words: int) -> Callable[..., int]:
-    """A function of the kernels' modules, of so many int64, as something that Python calls, without Python's lock."""
+def exported(function: str) -> Callable[..., int]:
+    """A function of EXPORTED as something that Python calls, without Python's lock."""
+    words = EXPORTED[function]
     name = program_name(function, str(words))
 
     def make() -> bytes:
@@ -66,6 +67,10 @@ def exported(function: str, words: int) -> Callable[..., int]:
     with _loading:
         address = loaded(name, lambda: _watched(make))
     return ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * words)(address)
+
+
+# Functions that are called without a block of arguments, and of how many int64 each is.
+EXPORTED = {"crew.run_all": 4, "crew.join": 4, "crew.work": 4, "crew.alone": 3, "crew.wake": 1}
 
 
 def program_name(kernel: str, signature: str) -> str:

@@ -30,8 +30,8 @@ class _Native:
     def __init__(self) -> None:
         from dsv3_cpu.programs import exported
 
-        self.run_all, self.join, self.work = (exported(f"crew.{name}", 4) for name in ("run_all", "join", "work"))
-        self.alone, self.wake = exported("crew.alone", 3), exported("crew.wake", 1)
+        self.run_all, self.join, self.work = (exported(f"crew.{name}") for name in ("run_all", "join", "work"))
+        self.alone, self.wake = exported("crew.alone"), exported("crew.wake")
 
 
 @functools.cache
