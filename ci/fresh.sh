@@ -21,7 +21,7 @@ python3 -m venv "$work/one"
 sed -n '/^Successfully installed/,$p' "$work/one.out" | sed 1d >"$work/one.story"
 
 python3 -m venv "$work/two"
-(cd "$work/clone" && "$work/one/bin/pip" install -q build 2>/dev/null && "$work/one/bin/python" -m build --wheel -o "$work/dist" . >"$work/build.log" 2>&1) || { cat "$work/build.log" >&2; exit 1; }
+(cd "$work/clone" && "$work/one/bin/pip" install -q build hatchling 2>/dev/null && "$work/one/bin/python" -m build --wheel --no-isolation -o "$work/dist" . >"$work/build.log" 2>&1) || { cat "$work/build.log" >&2; exit 1; }
 "$work/two/bin/pip" install -q "$work"/dist/*.whl 2> >(grep -v '^WARNING: Location' >&2)
 level=$(cd "$work/clone" && "$work/one/bin/python" -c "from dsv3_cpu.processor import level; print(level() or '')")
 rm -rf "$work/clone"

@@ -55,7 +55,8 @@ def _compile(name: str, everything: bool, scratch: str) -> None:
     code = f"import sys; sys.path[:] = sys.argv[1:]; from dsv3_cpu import ship; ship.work({everything})"
     command = [sys.executable, "-c", code, *sys.path]
     workers = [subprocess.Popen(command, env=environment) for _ in range(min(cores, 8))]
-    if any([worker.wait() for worker in workers]):  # each is waited for
+    failed = [worker.wait() for worker in workers]
+    if any(failed):
         raise RuntimeError(f"kernels for {name} could not be compiled: what failed is above")
 
 

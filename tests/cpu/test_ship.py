@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from dsv3_cpu import ahead, objects, processor, ship
 from dsv3_cpu.programs import EXPORTED, program_name
 
