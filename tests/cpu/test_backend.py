@@ -167,6 +167,8 @@ def test_a_start_imports_nothing_that_the_model_does_not_need() -> None:
     code = (
         "import sys; from dsv3.cli import main; names = ('sympy', 'torch._dynamo', 'torch._inductor', 'triton', 'onnx');"
         "main(['run', 'Once', '--max-new-tokens', '3', '--backend', 'cpu']);"
+        "from dsv3.loading import place; from dsv3.quant import SCHEMES;"
+        "[place('demo', backend='cpu', quant=quant) for quant in SCHEMES];"
         "print([m for m in names if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

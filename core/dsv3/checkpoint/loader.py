@@ -24,6 +24,7 @@ from dsv3.quant.fp8 import BLOCK
 
 Prepare = Callable[[str, Prepared], Prepared]
 _SLICE = 1 << 17  # numbers converted at a time: bounds what a conversion, and the allocator after it, holds beside the weights
+_LARGE = 1 << 24  # bytes
 
 
 def load_weights(
@@ -44,7 +45,8 @@ def load_weights(
     slots = {path: (owner, name) for path, owner, name, _ in walk(weights)}
     pending = Counter(item.expected.into for item in plan.items)
     with bytes_progress(what, plan.nbytes, progress) as advance:
-        for item in plan.items:
+        # Large tensors first: each is there twice while it is copied, which later would come on top of everything else.
+        for item in sorted(plan.items, key=lambda item: item.entry.nbytes < _LARGE):
             array = reader.array(item.entry)
             scale = None if item.scale is None else reader.array(item.scale)
             if not checked:

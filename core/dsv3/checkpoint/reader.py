@@ -18,6 +18,8 @@ Array = NDArray[np.generic]
 _NUMPY = {"F32": np.float32, "BF16": np.uint16, "F8_E4M3": np.uint8, "I8": np.int8, "I32": np.int32, "I64": np.int64}
 _CHUNK = 1 << 18  # numbers checked at a time: what a core's cache holds
 _LARGEST_SCALE = float(np.finfo(np.float32).max) / 448  # times the largest FP8 number it would be infinite
+# Bytes that a system may map at once where one of them is read: with a tensor come the ends of its neighbours.
+_AROUND = max(1 << 21, mmap.PAGESIZE)
 _REPLACE = "the weights are damaged: download or convert the file again"
 
 
@@ -46,8 +48,9 @@ class Reader:
         for part in entry.parts:
             held = self._maps.get(part.file)
             if held is not None and hasattr(mmap, "MADV_DONTNEED"):
-                start = part.info.start // mmap.PAGESIZE * mmap.PAGESIZE
-                held.madvise(mmap.MADV_DONTNEED, start, part.info.end - start)
+                start = part.info.start // _AROUND * _AROUND
+                stop = min(-(-part.info.end // _AROUND) * _AROUND, len(held))
+                held.madvise(mmap.MADV_DONTNEED, start, stop - start)
 
     def _part(self, entry: Entry, part: Part) -> Array:
         if part.file not in self._maps:

@@ -83,7 +83,8 @@ def block_scaled_mm(ops: Any, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Te
     out = torch_dtype(out_dtype)
     work = "float64" if out == torch.float64 else "float32"
     scale = a_scale.to(torch_dtype(work)).repeat_interleave(BLOCK, dim=-1)[:, : a.shape[1]]
-    x = decode(a, torch_dtype(work)).mul_(scale)
+    x = decode(a, torch_dtype(work))
+    x = x if x.is_meta else x.mul_(scale)  # arithmetic on meta tensors imports torch's compiler
     return ops.linear(x=x, weight=ops.dequant_block(weight=b, scale=b_scale, dtype=work), bias=None).to(out)
 
 
@@ -102,7 +103,10 @@ def int8_scaled_mm(ops: Any, a: Tensor, a_scale: Tensor, b: Tensor, b_scale: Ten
     total = torch.zeros(a.shape[0], b.shape[0], dtype=torch.int32, device=a.device)
     for k in range(0, a.shape[1], _EXACT_SLAB):
         x, w = a[:, k : k + _EXACT_SLAB], b[:, k : k + _EXACT_SLAB]
-        total += ops.linear(x=x.to(torch.float32), weight=w.to(torch.float32), bias=None).to(torch.int32)
+        part = ops.linear(x=x.to(torch.float32), weight=w.to(torch.float32), bias=None)
+        total = total if part.is_meta else total.add_(part.to(torch.int32))
+    if total.is_meta:
+        return total.to(out)
     return (total.to(work) * a_scale.to(work) * b_scale.to(work).T).to(out)
 
 
