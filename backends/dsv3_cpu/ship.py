@@ -33,8 +33,9 @@ def make(name: str, everything: bool) -> int:
     files = [objects.file_of(program_name(*entry)) for entry in wanted(everything)]
     if all((folder / file).exists() for file in files):
         return 0
-    for stale in folder.parent.glob(f"{sys.platform}-{name}-*"):
-        if stale != folder:
+    made_of = folder.name.rpartition("-")[2]
+    for stale in folder.parent.glob("*-*"):
+        if not stale.name.endswith(made_of):
             shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory() as scratch:
         _compile(name, everything, scratch)

@@ -27,6 +27,7 @@ class Kernels(BuildHookInterface[Any]):
             raise ValueError(f"DSV3_BUILD_KERNELS is {asked!r}: use none, host or all")
         if asked == "none":
             return
+        build_data["artifacts"].append("/backends/dsv3_cpu/_objects/**/*.o")
         folders = [str(Path(self.root) / folder) for folder in ("backends", "core")]
         # Not by PYTHONPATH, which is pip's here.
         code = "import sys; sys.path[:0] = sys.argv.pop(1), sys.argv.pop(1); from dsv3_cpu import ship; ship.main()"

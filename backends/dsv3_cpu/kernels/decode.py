@@ -12,38 +12,36 @@ from numba.core import types
 from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.constants import HEADS
 from dsv3_cpu.kernels.atoms import take, wait_for_all
-from dsv3_cpu.kernels.dots import dots, mix
 from dsv3_cpu.kernels.lanes import FORMATS
 from dsv3_cpu.kernels.latent import read
 from dsv3_cpu.kernels.numbers import exp, put, widen
+from dsv3_cpu.kernels.scores import FOUR, PAIR, mix, scores
 from dsv3_cpu.processor import LANES
 
-BLOCK = 32  # keys that are met by every head of a group before the next ones
+BLOCK = 64  # keys that are met by every head of a group before the next ones; HEADS is a multiple of FOUR
+SHARE = 32  # of whose multiple the keys are that a split has
 WIDTH = FORMATS["f32"].numbers  # to whose multiple widened rows are padded
-_FOUR = 4  # heads at a time, HEADS being a multiple
 
 _NOTHING = np.float32(-np.inf)
 ATTEND, MERGE = 0, 1  # phases
 
 
-def score(flat, base, stride, count, q, q_stride, rows, size, parts, scores, h, scale, add):
-    """scores[h + c, i] = q[c] . row i at flat[base] * scale, added to what is there if told so, for c below `rows`, at most
-    four, and i below count; q arranged, at an address; size: numbers of a row."""
+def score(flat, base, stride, count, rest, rest_base, rest_stride, rest_size, q, q_stride, rows, size, found, h, scale):
+    """found[h + c, i] = q[c] . (row i at flat[base], then row i at rest[rest_base]) * scale[0], for c below `rows`, at most
+    four, and i below count; q arranged, at an address; size, rest_size: numbers of a row."""
 
 
 @overloads(score)
-def _score(flat, base, stride, count, q, q_stride, rows, size, parts, scores, h, scale, add):
+def _score(flat, base, stride, count, rest, rest_base, rest_stride, rest_size, q, q_stride, rows, size, found, h, scale):
     name = "bf16" if flat.dtype == types.uint16 else "f32"
-    multiply, item = dots(name, _FOUR, 2), flat.dtype.bitwidth // 8
+    multiply, item = scores(name), flat.dtype.bitwidth // 8
 
-    def run(flat, base, stride, count, q, q_stride, rows, size, parts, scores, h, scale, add):
-        for i in range(0, count, 2):
-            at = flat.ctypes.data + item * (base + i * stride)
-            multiply(at, item * stride, count - i, 0, 0, q, q_stride, rows, item * size, parts.ctypes.data, 4 * _FOUR)
-            for r in range(min(2, count - i)):
-                for c in range(rows):
-                    before = scores[h + c, i + r] if add else np.float32(0)
-                    scores[h + c, i + r] = before + parts[r * _FOUR + c] * scale
+    def run(flat, base, stride, count, rest, rest_base, rest_stride, rest_size, q, q_stride, rows, size, found, h, scale):
+        to, across = found.ctypes.data + 4 * h * found.shape[1], 4 * found.shape[1]
+        at, more = flat.ctypes.data + item * base, rest.ctypes.data + item * rest_base
+        for i in range(0, count, PAIR):
+            multiply(at + item * i * stride, item * stride, item * size, more + item * i * rest_stride, item * rest_stride,
+                     item * rest_size, count - i, q, q_stride, rows, scale.ctypes.data, to + 4 * i, across)  # fmt: skip
 
     return run
 
@@ -55,7 +53,7 @@ def gather_values(flat, base, stride, count, scores, h, shrink, acc, n, size):
 @overloads(gather_values)
 def _gather_values(flat, base, stride, count, scores, h, shrink, acc, n, size):
     name = "bf16" if flat.dtype == types.uint16 else "f32"
-    add, item = mix(name, _FOUR), flat.dtype.bitwidth // 8
+    add, item = mix(name, FOUR), flat.dtype.bitwidth // 8
 
     def run(flat, base, stride, count, scores, h, shrink, acc, n, size):
         p = scores.ctypes.data + 4 * h * scores.shape[1]
@@ -66,16 +64,56 @@ def _gather_values(flat, base, stride, count, scores, h, shrink, acc, n, size):
     return run
 
 
-def latent_place(flat, k):
-    """Where number k of a latent is in the order of the cache's planes."""
+def arrange(flat, source, t, h, out, row, at):
+    """out[row, at:] = source[t, h], in the order of the planes of flat's format; whole steps of them."""
 
 
-@overloads(latent_place)
-def _latent_place(flat, k):
-    if flat.dtype == types.uint16:
-        step = 2 * LANES
-        return lambda flat, k: k // step * step + k % 2 * LANES + (k % step) // 2
-    return lambda flat, k: k
+@overloads(arrange)
+def _arrange(flat, source, t, h, out, row, at):
+    if flat.dtype != types.uint16:
+        return _widened
+
+    def run(flat, source, t, h, out, row, at):
+        for first in range(0, source.shape[2], 2 * LANES):
+            for k in range(LANES):
+                out[row, at + first + k] = widen(source[t, h, first + 2 * k])
+                out[row, at + first + LANES + k] = widen(source[t, h, first + 2 * k + 1])
+
+    return run
+
+
+def _widened(flat, source, t, h, out, row, at):
+    for k in range(source.shape[2]):
+        out[row, at + k] = widen(source[t, h, k])
+
+
+plain = inner(_widened)
+
+
+def answer(flat, total, factor, o, t, h):
+    """o[t, h] = total * factor, total being in the order of the planes of flat's format."""
+
+
+@overloads(answer)
+def _answer(flat, total, factor, o, t, h):
+    if flat.dtype != types.uint16:
+        return _answered
+
+    def run(flat, total, factor, o, t, h):
+        for first in range(0, o.shape[2], 2 * LANES):
+            for k in range(LANES):
+                put(o, (t, h, first + 2 * k), total[first + k] * factor)
+                put(o, (t, h, first + 2 * k + 1), total[first + LANES + k] * factor)
+
+    return run
+
+
+def _answered(flat, total, factor, o, t, h):
+    for k in range(o.shape[2]):
+        put(o, (t, h, k), total[k] * factor)
+
+
+plain_answer = inner(_answered)
 
 
 @inner
@@ -140,8 +178,10 @@ def merge(acc, state, t, h, splits, latents, direct, total, o, lse):
             for r in range(total.shape[0]):
                 total[r] += factor * acc[part, t, h, r]
     over = np.float32(1) / whole if whole != 0 else np.float32(0)
-    for r in range(total.shape[0]):
-        put(o, (t, h, r), total[latent_place(latents, r) if direct else r] * over)
+    if direct:
+        answer(latents, total, over, o, t, h)
+    else:
+        plain_answer(latents, total, over, o, t, h)
     lse[h, t] = most + np.log(whole) if whole != 0 else _NOTHING
 
 
@@ -160,7 +200,7 @@ def attend(
         for h in range(heads):
             state[part, first + j, h0 + h, 0], state[part, first + j, h0 + h, 1] = _NOTHING, 0
     span = max(0, length - start)
-    each = ((span + splits - 1) // splits + BLOCK - 1) // BLOCK * BLOCK
+    each = ((span + splits - 1) // splits + SHARE - 1) // SHARE * SHARE
     begin, end = start + part * each, min(length, start + (part + 1) * each)
     if queries <= 0 or begin >= end:
         return
@@ -168,14 +208,17 @@ def attend(
     q = np.zeros((queries * HEADS, wide), np.float32)
     for j in range(queries):
         for h in range(heads):
-            for r in range(rank):
-                q[j * HEADS + h, latent_place(latents, r) if direct else r] = widen(q_c[first + j, h0 + h, r])
-            for r in range(rope):
-                q[j * HEADS + h, padded + (latent_place(keys, r) if direct else r)] = widen(q_pe[first + j, h0 + h, r])
+            if direct:
+                arrange(latents, q_c, first + j, h0 + h, q, j * HEADS + h, 0)
+                arrange(keys, q_pe, first + j, h0 + h, q, j * HEADS + h, padded)
+            else:
+                plain(latents, q_c, first + j, h0 + h, q, j * HEADS + h, 0)
+                plain(latents, q_pe, first + j, h0 + h, q, j * HEADS + h, padded)
             for r in range(padded):
                 acc[part, first + j, h0 + h, r] = 0
     block = np.zeros((0 if direct else BLOCK, wide), np.float32)
-    scores, parts, shrink = np.zeros((HEADS, BLOCK), np.float32), np.empty(2 * _FOUR, np.float32), np.empty(HEADS, np.float32)
+    found, shrink = np.zeros((HEADS, BLOCK), np.float32), np.empty(HEADS, np.float32)
+    factor = np.full(1, scale, np.float32)
     while begin < end:
         page, offset = np.int64(table[s, begin // page_size]), begin % page_size
         count = min(BLOCK, min(end - begin, page_size - offset))
@@ -188,22 +231,20 @@ def attend(
         for j in range(queries):
             seen = min(count, length - queries + j + 1 - begin)
             if seen > 0:
-                for h in range(0, heads, _FOUR):
+                for h in range(0, heads, FOUR):
                     row = q.ctypes.data + 4 * (j * HEADS + h) * wide
-                    some = min(_FOUR, heads - h)
+                    some = min(FOUR, heads - h)
                     if direct:
-                        at = page * lp + offset * ls
-                        score(latents, at, ls, seen, row, 4 * wide, some, rank, parts, scores, h, scale, False)
-                        score(keys, page * kp + offset * ks, ks, seen, row + 4 * padded, 4 * wide, some, rope, parts, scores, h,
-                              scale, True)  # fmt: skip
+                        score(latents, page * lp + offset * ls, ls, seen, keys, page * kp + offset * ks, ks, rope, row,
+                              4 * wide, some, rank, found, h, factor)  # fmt: skip
                     else:
-                        score(block, 0, wide, seen, row, 4 * wide, some, wide, parts, scores, h, scale, False)
+                        score(block, 0, wide, seen, block, 0, wide, 0, row, 4 * wide, some, wide, found, h, factor)
                     for c in range(some):
                         known = state[part, first + j, h0 + h + c]
-                        shrink[h + c], known[0], known[1] = weigh(scores, h + c, seen, known[0], known[1])
+                        shrink[h + c], known[0], known[1] = weigh(found, h + c, seen, known[0], known[1])
                     sums = acc[part, first + j]
                     if direct:
-                        gather_values(latents, page * lp + offset * ls, ls, seen, scores, h, shrink, sums, h0 + h, rank)
+                        gather_values(latents, page * lp + offset * ls, ls, seen, found, h, shrink, sums, h0 + h, rank)
                     else:
-                        gather_values(block, 0, wide, seen, scores, h, shrink, sums, h0 + h, padded)
+                        gather_values(block, 0, wide, seen, found, h, shrink, sums, h0 + h, padded)
         begin += count

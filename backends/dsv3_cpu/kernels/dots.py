@@ -43,7 +43,7 @@ def fold(b: Any, value: Any) -> Any:
     return b.call(reduce, [ir.Constant(F32, 0.0), value], fastmath=("reassoc",))
 
 
-class _Emitter:
+class Emitter:
     """Builds the loop for one format and shape. Each product is one sum: there are enough to keep the processor busy."""
 
     def __init__(self, builder: Any, form: Format, rows: int, columns: int, grouped: bool) -> None:
@@ -124,7 +124,7 @@ def several(b: Any, base: Any, by: Any, most: Any, n: int) -> list[Any]:
 def _write(b: Any, name: str, ws: list[Any], scales: list[Any], xs: list[Any], size: Any, outs: list[Any]) -> None:
     """The loop over `size` bytes of rows of the weight, and its sums, to the addresses outs."""
     form, grouped = FORMATS[name], name == "int4"
-    made = _Emitter(b, form, len(ws), len(xs), grouped)
+    made = Emitter(b, form, len(ws), len(xs), grouped)
     steps = b.sdiv(size, ir.Constant(I64, form.size))
 
     def scales_at(step: Any) -> list[Any]:
@@ -158,52 +158,3 @@ def copied(b: Any, address: Any, size: Any, whole: int) -> Any:
     with cgutils.for_range(b, size) as loop:
         b.store(b.load(b.gep(source, [loop.index])), b.gep(target, [loop.index]))
     return b.ptrtoint(place, I64)
-
-
-@functools.cache
-def mix(name: str, rows: int) -> Any:
-    """An intrinsic (p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size): sums[r] = sums[r] * shrink[r] + the
-    sum over i below count of p[r, i] * v[i], for `rows` rows.
-
-    All are addresses, strides in bytes; p, shrink, sums float32; v in the format, sums in the order of its planes; size:
-    numbers of a row, a multiple of two vectors.
-    """
-    form = FORMATS[name]
-    pair = 4 * vector(F32).count * 2  # bytes of two vectors of sums
-
-    @intrinsic
-    def add(typing, p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size):
-        def generate(context, b, signature, arguments):
-            p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size = arguments
-            made = _Emitter(b, form, 0, 0, False)
-
-            def row(base: Any, stride: Any, r: int) -> Any:
-                return b.add(base, b.mul(stride, ir.Constant(I64, r)))
-
-            factors = [splat(b, read(b, b.add(shrink, ir.Constant(I64, 4 * r)), F32)) for r in range(rows)]
-            with cgutils.for_range(b, b.sdiv(b.mul(size, ir.Constant(I64, 4)), ir.Constant(I64, pair))) as outer:
-                places = [b.add(row(sums, sums_stride, r), b.mul(outer.index, ir.Constant(I64, pair))) for r in range(rows)]
-                held = [
-                    [
-                        cgutils.alloca_once_value(b, b.fmul(read(b, at, vector(F32), pair // 2 * j), factors[r]))
-                        for j in range(2)
-                    ]
-                    for r, at in enumerate(places)
-                ]
-                step = b.mul(outer.index, ir.Constant(I64, form.size * 2 // form.planes))
-                with cgutils.for_range(b, count) as loop:
-                    values = form.decode(b, b.add(b.add(v, b.mul(loop.index, v_stride)), step), 2)
-                    for r in range(rows):
-                        at = b.add(row(p, p_stride, r), b.mul(loop.index, ir.Constant(I64, 4)))
-                        weight = splat(b, read(b, at, F32))
-                        for j in range(2):
-                            made.add(held[r][j], weight, values[j])
-                for r, at in enumerate(places):
-                    for j in range(2):
-                        to = b.add(at, ir.Constant(I64, pair // 2 * j))
-                        b.store(b.load(held[r][j]), b.inttoptr(to, vector(F32).as_pointer()), align=4)
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * 9), generate
-
-    return add

@@ -26,11 +26,11 @@ def constant(kind: ir.Type, value: float, count: int = LANES) -> Any:
     return ir.Constant(ir.VectorType(kind, count), [value] * count)
 
 
-def splat(b: Any, value: Any) -> Any:
+def splat(b: Any, value: Any, lanes: int = LANES) -> Any:
     """A number in every lane."""
-    kind = ir.VectorType(value.type, LANES)
+    kind = ir.VectorType(value.type, lanes)
     first = b.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
-    return b.shuffle_vector(first, ir.Constant(kind, ir.Undefined), constant(I32, 0))
+    return b.shuffle_vector(first, ir.Constant(kind, ir.Undefined), constant(I32, 0, lanes))
 
 
 def read(b: Any, address: Any, kind: ir.Type, offset: int = 0) -> Any:

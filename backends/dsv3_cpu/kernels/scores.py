@@ -1,0 +1,119 @@
+"""The two products of absorbed attention: queries with keys, and probabilities with values, which are the keys' latents."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from dsv3_cpu.kernels.dots import Emitter, several
+from dsv3_cpu.kernels.lanes import F32, FORMATS, I32, I64, read, splat, vector
+from dsv3_cpu.processor import LANES
+
+FOUR = 4  # heads at a time
+PAIR = 2  # keys at a time
+
+
+@functools.cache
+def scores(name: str) -> Any:
+    """An intrinsic (w, w_stride, size, k, k_stride, k_size, count, q, q_stride, heads, factor, out, out_stride): out[c, r] =
+    q[c] . (row r of w, then row r of k) * factor, for PAIR keys and FOUR heads.
+
+    All but sizes and counts are addresses, strides in bytes; factor at one, too. size, k_size: bytes of a row, whole steps of
+    the format. count, heads: of keys and of rows of q that there are, beyond which the last counts again. q: arranged float32.
+    """
+    form = FORMATS[name]
+
+    @intrinsic
+    def multiply(typing, w, w_stride, size, k, k_stride, k_size, count, q, q_stride, heads, factor, out, out_stride):
+        def generate(context, b, signature, arguments):
+            w, w_stride, size, k, k_stride, k_size, count, q, q_stride, heads, factor, out, out_stride = arguments
+            made, qs, before = Emitter(b, form, PAIR, FOUR, False), several(b, q, q_stride, heads, FOUR), ir.Constant(I64, 0)
+            for base, stride, bytes_ in ((w, w_stride, size), (k, k_stride, k_size)):
+                rows, steps = several(b, base, stride, count, PAIR), b.sdiv(bytes_, ir.Constant(I64, form.size))
+                with cgutils.for_range(b, steps) as loop:
+                    offset = b.mul(loop.index, ir.Constant(I64, form.size))
+                    along = b.mul(b.add(before, loop.index), ir.Constant(I64, 4 * form.numbers))
+                    made.step([b.add(at, offset) for at in rows], [b.add(at, along) for at in qs], rows)
+                before = b.add(before, steps)
+            sums = [b.load(made.sums[r, c]) for c in range(FOUR) for r in range(PAIR)]
+            total = b.fmul(folded(b, sums), splat(b, read(b, factor, F32), PAIR * FOUR))
+            pairs = b.bitcast(total, ir.VectorType(I64, FOUR))
+            for c in range(FOUR):
+                place = b.add(out, b.mul(out_stride, ir.Constant(I64, c)))
+                b.store(b.extract_element(pairs, ir.Constant(I32, c)), b.inttoptr(place, I64.as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 13), generate
+
+    return multiply
+
+
+def folded(b: Any, values: list[Any]) -> Any:
+    """The sums of eight vectors as one: a tree over pairs, which takes a third of the instructions of eight folds."""
+
+    def mixed(x: Any, y: Any, *places: int) -> Any:
+        return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(places)), list(places)))
+
+    def added(x: Any, y: Any, even: tuple[int, ...], odd: tuple[int, ...]) -> Any:
+        return b.fadd(mixed(x, y, *even), mixed(x, y, *odd))
+
+    if LANES == 16:
+        values = [b.fadd(mixed(v, v, *range(8)), mixed(v, v, *range(8, 16))) for v in values]
+    # Within halves of a register, twice; then the halves.
+    even, odd = (0, 2, 8, 10, 4, 6, 12, 14), (1, 3, 9, 11, 5, 7, 13, 15)
+    for _ in range(2):
+        values = [added(x, y, even, odd) for x, y in zip(values[::2], values[1::2], strict=True)]
+    return added(*values, (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
+
+
+@functools.cache
+def mix(name: str, rows: int) -> Any:
+    """An intrinsic (p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size): sums[r] = sums[r] * shrink[r] + the
+    sum over i below count of p[r, i] * v[i], for `rows` rows.
+
+    All are addresses, strides in bytes; p, shrink, sums float32; v in the format, sums in the order of its planes; size:
+    numbers of a row, a multiple of two vectors.
+    """
+    form = FORMATS[name]
+    pair = 4 * vector(F32).count * 2  # bytes of two vectors of sums
+
+    @intrinsic
+    def add(typing, p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size):
+        def generate(context, b, signature, arguments):
+            p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size = arguments
+            made = Emitter(b, form, 0, 0, False)
+
+            def row(base: Any, stride: Any, r: int) -> Any:
+                return b.add(base, b.mul(stride, ir.Constant(I64, r)))
+
+            factors = [splat(b, read(b, b.add(shrink, ir.Constant(I64, 4 * r)), F32)) for r in range(rows)]
+            with cgutils.for_range(b, b.sdiv(b.mul(size, ir.Constant(I64, 4)), ir.Constant(I64, pair))) as outer:
+                places = [b.add(row(sums, sums_stride, r), b.mul(outer.index, ir.Constant(I64, pair))) for r in range(rows)]
+                held = [
+                    [
+                        cgutils.alloca_once_value(b, b.fmul(read(b, at, vector(F32), pair // 2 * j), factors[r]))
+                        for j in range(2)
+                    ]
+                    for r, at in enumerate(places)
+                ]
+                step = b.mul(outer.index, ir.Constant(I64, form.size * 2 // form.planes))
+                with cgutils.for_range(b, count) as loop:
+                    values = form.decode(b, b.add(b.add(v, b.mul(loop.index, v_stride)), step), 2)
+                    for r in range(rows):
+                        at = b.add(row(p, p_stride, r), b.mul(loop.index, ir.Constant(I64, 4)))
+                        weight = splat(b, read(b, at, F32))
+                        for j in range(2):
+                            made.add(held[r][j], weight, values[j])
+                for r, at in enumerate(places):
+                    for j in range(2):
+                        to = b.add(at, ir.Constant(I64, pair // 2 * j))
+                        b.store(b.load(held[r][j]), b.inttoptr(to, vector(F32).as_pointer()), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.intp] * 9), generate
+
+    return add
