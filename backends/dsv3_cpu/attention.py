@@ -9,7 +9,7 @@ from dsv3.plugin import LatentCache
 from dsv3_cpu.constants import HEADS
 from dsv3_cpu.kernels.lanes import FORMATS
 from dsv3_cpu.programs import Kernel, float_word
-from dsv3_cpu.team import run
+from dsv3_cpu.team import crew_size, run
 from dsv3_cpu.views import CODES, DEFAULT, Config, as_indices, dense, index_words, planes, scratch_address
 
 _MOST_SCORES = 1 << 21  # of one tile, all heads
@@ -39,8 +39,9 @@ def mla_decode(
     o, lse = torch.empty_like(q_c), torch.empty(heads, tokens)
     table, lengths, bounds = as_indices(block_table), as_indices(seq_lens), as_indices(cu_q)
     sequences = lengths.shape[0]
-    groups = -(-heads // HEADS)
-    splits = max(1, min(-(-(max_k - start) // config.get("keys", _KEYS)), _MOST_TASKS // max(1, sequences * groups)))
+    splits = max(1, min(-(-(max_k - start) // config.get("keys", _KEYS)), _MOST_TASKS // max(1, sequences)))
+    # All heads that may go over the keys together read them once; where that leaves too few tasks, half of them.
+    together = HEADS if sequences * splits * -(-heads // HEADS) >= 2 * crew_size() else HEADS // 2
     padded = -(-rank // _WIDTH) * _WIDTH
     direct = cache.scale is None and rank == padded and rope % _WIDTH == 0
     work = tokens * heads * max_k * (rank + rope) // 2
@@ -50,7 +51,7 @@ def mla_decode(
     words = (
         q_c.data_ptr(), tokens, heads, rank, q_pe.data_ptr(), tokens, heads, rope, *index_words(table), *index_words(lengths),
         *index_words(bounds), float_word(float(scale)),
-        start, cache.ckv.shape[1], int(direct), *planes(cache), splits, sums, *shape, padded,
+        start, cache.ckv.shape[1], int(direct), *planes(cache), splits, together, sums, *shape, padded,
         sums + 4 * splits * tokens * up * padded,
         *shape, 2, o.data_ptr(), tokens, heads, rank, lse.data_ptr(), heads, tokens,
     )  # fmt: skip
@@ -58,7 +59,7 @@ def mla_decode(
     program = _programs.get(key)
     if program is None:
         q, pe, plane, keys = (CODES[dtype] for dtype in key)
-        real = f"{q}:3,{pe}:3,i4:2,i4:1,i4:1,f,i,i,i,{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i,i,f4:4,f4:4,{q}:3,f4:2"
+        real = f"{q}:3,{pe}:3,i4:2,i4:1,i4:1,f,i,i,i,{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i,i,i,f4:4,f4:4,{q}:3,f4:2"
         program = _programs[key] = _absorbed.program(real)
     run(program, work, words)
     return o, lse

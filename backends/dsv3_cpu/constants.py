@@ -21,5 +21,5 @@ WHOLE = {"int8": ("i2", GROUP, 2), "int4": ("i1", 2 * GROUP, 8)}
 SIGMOID, SOFTMAX = 0, 1
 TOP2_SUM, MAX = 0, 1
 
-HEADS = 8  # of a group in absorbed attention
+HEADS = 16  # that absorbed attention takes over the same keys together, at most
 CHUNK = 4096  # tokens of the vocabulary that one thread takes at a time in sampling

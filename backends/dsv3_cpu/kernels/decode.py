@@ -18,7 +18,8 @@ from dsv3_cpu.kernels.numbers import exp, put, widen
 from dsv3_cpu.kernels.scores import FOUR, PAIR, mix, scores
 from dsv3_cpu.processor import LANES
 
-BLOCK = 64  # keys that are met by every head of a group before the next ones; HEADS is a multiple of FOUR
+BLOCK = 64  # keys that are met by all heads of a task before the next ones; tasks have multiples of FOUR heads
+NEAR = 16  # keys whose values all heads add up before the next ones: what a core's nearest cache holds
 SHARE = 32  # of whose multiple the keys are that a split has
 WIDTH = FORMATS["f32"].numbers  # to whose multiple widened rows are padded
 
@@ -26,40 +27,46 @@ _NOTHING = np.float32(-np.inf)
 ATTEND, MERGE = 0, 1  # phases
 
 
-def score(flat, base, stride, count, rest, rest_base, rest_stride, rest_size, q, q_stride, rows, size, found, h, scale):
+def score(flat, base, stride, ahead, rest, rest_base, rest_stride, rest_size, rest_ahead, count, q, q_stride, rows, size,
+          found, h, scale):  # fmt: skip
     """found[h + c, i] = q[c] . (row i at flat[base], then row i at rest[rest_base]) * scale[0], for c below `rows`, at most
-    four, and i below count; q arranged, at an address; size, rest_size: numbers of a row."""
+    four, and i below count; q arranged, at an address; size, rest_size: numbers of a row; ahead, rest_ahead: how many further
+    on those lie that will be next."""
 
 
 @overloads(score)
-def _score(flat, base, stride, count, rest, rest_base, rest_stride, rest_size, q, q_stride, rows, size, found, h, scale):
+def _score(flat, base, stride, ahead, rest, rest_base, rest_stride, rest_size, rest_ahead, count, q, q_stride, rows, size,
+           found, h, scale):  # fmt: skip
     name = "bf16" if flat.dtype == types.uint16 else "f32"
     multiply, item = scores(name), flat.dtype.bitwidth // 8
 
-    def run(flat, base, stride, count, rest, rest_base, rest_stride, rest_size, q, q_stride, rows, size, found, h, scale):
+    def run(flat, base, stride, ahead, rest, rest_base, rest_stride, rest_size, rest_ahead, count, q, q_stride, rows, size,
+            found, h, scale):  # fmt: skip
         to, across = found.ctypes.data + 4 * h * found.shape[1], 4 * found.shape[1]
         at, more = flat.ctypes.data + item * base, rest.ctypes.data + item * rest_base
         for i in range(0, count, PAIR):
-            multiply(at + item * i * stride, item * stride, item * size, more + item * i * rest_stride, item * rest_stride,
-                     item * rest_size, count - i, q, q_stride, rows, scale.ctypes.data, to + 4 * i, across)  # fmt: skip
+            multiply(at + item * i * stride, item * stride, item * size, item * ahead, more + item * i * rest_stride,
+                     item * rest_stride, item * rest_size, item * rest_ahead, count - i, q, q_stride, rows, scale.ctypes.data,
+                     to + 4 * i, across)  # fmt: skip
 
     return run
 
 
-def gather_values(flat, base, stride, count, scores, h, shrink, acc, n, size):
-    """acc[n + c] = acc[n + c] * shrink[h + c] + scores[h + c] @ the rows at flat[base], for four heads."""
+def gather_values(flat, base, stride, first, count, found, h, shrink, acc, n, size):
+    """acc[n + c] = acc[n + c] * shrink[h + c] + found[h + c, first:] @ the rows from number first on at flat[base], for four
+    heads."""
 
 
 @overloads(gather_values)
-def _gather_values(flat, base, stride, count, scores, h, shrink, acc, n, size):
+def _gather_values(flat, base, stride, first, count, found, h, shrink, acc, n, size):
     name = "bf16" if flat.dtype == types.uint16 else "f32"
     add, item = mix(name, FOUR), flat.dtype.bitwidth // 8
 
-    def run(flat, base, stride, count, scores, h, shrink, acc, n, size):
-        p = scores.ctypes.data + 4 * h * scores.shape[1]
+    def run(flat, base, stride, first, count, found, h, shrink, acc, n, size):
+        p = found.ctypes.data + 4 * (h * found.shape[1] + first)
         sums = acc.ctypes.data + 4 * n * acc.shape[1]
-        at = flat.ctypes.data + item * base
-        add(p, 4 * scores.shape[1], at, item * stride, count, shrink.ctypes.data + 4 * h, sums, 4 * acc.shape[1], size)
+        at = flat.ctypes.data + item * (base + first * stride)
+        add(p, 4 * found.shape[1], at, item * stride, count, shrink.ctypes.data + 4 * h, sums, 4 * acc.shape[1], size)
 
     return run
 
@@ -135,20 +142,21 @@ def weigh(scores, h, count, largest, total):
 
 def absorbed(
     team, me, crew, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks, scales,
-    sp, ss, splits, acc, state, o, lse,
+    sp, ss, splits, together, acc, state, o, lse,
 ):  # fmt: skip
-    """q_c [T, Nh, R], q_pe [T, Nh, P] -> o [T, Nh, R], lse [Nh, T]. direct: rows of the cache are whole vectors, and not FP8.
+    """q_c [T, Nh, R], q_pe [T, Nh, P] -> o [T, Nh, R], lse [Nh, T]. together: heads, up to HEADS, that a task takes. direct:
+    rows of the cache are whole vectors, and not FP8.
 
     acc [splits, T, Nh up to a multiple of four, R up to WIDTH] and state [splits, T, the same, 2] float32: scratch for the sums
     of every split of the keys, and their largest score and total.
     """
-    groups = (q_c.shape[1] + HEADS - 1) // HEADS
+    groups = (q_c.shape[1] + together - 1) // together
     each = splits * groups
     p = take(team, ATTEND)
     while p < lengths.shape[0] * each:
         s, part, group = p // each, p % each // groups, p % groups
-        attend(s, part, group * HEADS, q_c, q_pe, table, lengths, bounds, np.float32(scale), start, page_size, direct, latents,
-               lp, ls, keys, kp, ks, scales, sp, ss, splits, acc, state)  # fmt: skip
+        attend(s, part, group * together, together, q_c, q_pe, table, lengths, bounds, np.float32(scale), start, page_size,
+               direct, latents, lp, ls, keys, kp, ks, scales, sp, ss, splits, acc, state)  # fmt: skip
         p = take(team, ATTEND)
     wait_for_all(team, crew)
     covered = bounds[lengths.shape[0]]
@@ -187,12 +195,12 @@ def merge(acc, state, t, h, splits, latents, direct, total, o, lse):
 
 @inner
 def attend(
-    s, part, h0, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks, scales, sp,
-    ss, splits, acc, state,
+    s, part, h0, together, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks,
+    scales, sp, ss, splits, acc, state,
 ):  # fmt: skip
-    """One split of the keys of sequence s, for a group of heads from h0 on: sums into acc[part] and state[part]."""
+    """One split of the keys of sequence s, for `together` heads from h0 on: sums into acc[part] and state[part]."""
     rank, rope = q_c.shape[2], q_pe.shape[2]
-    heads = min(HEADS, q_c.shape[1] - h0)
+    heads = min(together, q_c.shape[1] - h0)
     first, length = np.int64(bounds[s]), np.int64(lengths[s])
     queries = np.int64(bounds[s + 1]) - first
     padded, rope_padded = acc.shape[3], (rope + WIDTH - 1) // WIDTH * WIDTH
@@ -218,10 +226,14 @@ def attend(
                 acc[part, first + j, h0 + h, r] = 0
     block = np.zeros((0 if direct else BLOCK, wide), np.float32)
     found, shrink = np.zeros((HEADS, BLOCK), np.float32), np.empty(HEADS, np.float32)
-    factor = np.full(1, scale, np.float32)
+    factor, ones = np.full(1, scale, np.float32), np.ones(HEADS, np.float32)
     while begin < end:
         page, offset = np.int64(table[s, begin // page_size]), begin % page_size
         count = min(BLOCK, min(end - begin, page_size - offset))
+        after = begin + count
+        pages, places = np.int64(0), np.int64(0)  # from this block to the next
+        if after < end:
+            pages, places = np.int64(table[s, after // page_size]) - page, after % page_size - offset
         if not direct:
             for i in range(count):
                 at = offset + i
@@ -230,21 +242,26 @@ def attend(
                     block[i, padded + k] = widen(keys[page * kp + at * ks + k])
         for j in range(queries):
             seen = min(count, length - queries + j + 1 - begin)
-            if seen > 0:
+            if seen <= 0:
+                continue
+            for h in range(0, heads, FOUR):
+                row, some = q.ctypes.data + 4 * (j * HEADS + h) * wide, min(FOUR, heads - h)
+                if direct:
+                    soon = 1 if h == 0 else 0
+                    score(latents, page * lp + offset * ls, ls, soon * (pages * lp + places * ls), keys,
+                          page * kp + offset * ks, ks, rope, soon * (pages * kp + places * ks), seen, row, 4 * wide, some,
+                          rank, found, h, factor)  # fmt: skip
+                else:
+                    score(block, 0, wide, 0, block, 0, wide, 0, 0, seen, row, 4 * wide, some, wide, found, h, factor)
+            for h in range(heads):
+                known = state[part, first + j, h0 + h]
+                shrink[h], known[0], known[1] = weigh(found, h, seen, known[0], known[1])
+            sums = acc[part, first + j]
+            for i in range(0, seen, NEAR):
+                by, few = shrink if i == 0 else ones, min(NEAR, seen - i)
                 for h in range(0, heads, FOUR):
-                    row = q.ctypes.data + 4 * (j * HEADS + h) * wide
-                    some = min(FOUR, heads - h)
                     if direct:
-                        score(latents, page * lp + offset * ls, ls, seen, keys, page * kp + offset * ks, ks, rope, row,
-                              4 * wide, some, rank, found, h, factor)  # fmt: skip
+                        gather_values(latents, page * lp + offset * ls, ls, i, few, found, h, by, sums, h0 + h, rank)
                     else:
-                        score(block, 0, wide, seen, block, 0, wide, 0, row, 4 * wide, some, wide, found, h, factor)
-                    for c in range(some):
-                        known = state[part, first + j, h0 + h + c]
-                        shrink[h + c], known[0], known[1] = weigh(found, h + c, seen, known[0], known[1])
-                    sums = acc[part, first + j]
-                    if direct:
-                        gather_values(latents, page * lp + offset * ls, ls, seen, found, h, shrink, sums, h0 + h, rank)
-                    else:
-                        gather_values(block, 0, wide, seen, found, h, shrink, sums, h0 + h, padded)
-        begin += count
+                        gather_values(block, 0, wide, i, few, found, h, by, sums, h0 + h, padded)
+        begin = after

@@ -19,25 +19,32 @@ PAIR = 2  # keys at a time
 
 @functools.cache
 def scores(name: str) -> Any:
-    """An intrinsic (w, w_stride, size, k, k_stride, k_size, count, q, q_stride, heads, factor, out, out_stride): out[c, r] =
-    q[c] . (row r of w, then row r of k) * factor, for PAIR keys and FOUR heads.
+    """An intrinsic (w, w_stride, size, w_ahead, k, k_stride, k_size, k_ahead, count, q, q_stride, heads, factor, out,
+    out_stride): out[c, r] = q[c] . (row r of w, then row r of k) * factor, for PAIR keys and FOUR heads.
 
     All but sizes and counts are addresses, strides in bytes; factor at one, too. size, k_size: bytes of a row, whole steps of
     the format. count, heads: of keys and of rows of q that there are, beyond which the last counts again. q: arranged float32.
+    What lies w_ahead and k_ahead bytes further on is asked of memory meanwhile.
     """
     form = FORMATS[name]
 
     @intrinsic
-    def multiply(typing, w, w_stride, size, k, k_stride, k_size, count, q, q_stride, heads, factor, out, out_stride):
+    def multiply(
+        typing, w, w_stride, size, w_ahead, k, k_stride, k_size, k_ahead, count, q, q_stride, heads, factor, out, out_stride
+    ):  # fmt: skip
         def generate(context, b, signature, arguments):
-            w, w_stride, size, k, k_stride, k_size, count, q, q_stride, heads, factor, out, out_stride = arguments
+            latents, rotary = arguments[:4], arguments[4:8]
+            count, q, q_stride, heads, factor, out, out_stride = arguments[8:]
             made, qs, before = Emitter(b, form, PAIR, FOUR, False), several(b, q, q_stride, heads, FOUR), ir.Constant(I64, 0)
-            for base, stride, bytes_ in ((w, w_stride, size), (k, k_stride, k_size)):
+            for base, stride, bytes_, ahead in (latents, rotary):
                 rows, steps = several(b, base, stride, count, PAIR), b.sdiv(bytes_, ir.Constant(I64, form.size))
                 with cgutils.for_range(b, steps) as loop:
                     offset = b.mul(loop.index, ir.Constant(I64, form.size))
                     along = b.mul(b.add(before, loop.index), ir.Constant(I64, 4 * form.numbers))
-                    made.step([b.add(at, offset) for at in rows], [b.add(at, along) for at in qs], rows)
+                    places = [b.add(at, offset) for at in rows]
+                    for at in places:
+                        prefetch(b, b.add(at, ahead))
+                    made.step(places, [b.add(at, along) for at in qs], rows)
                 before = b.add(before, steps)
             sums = [b.load(made.sums[r, c]) for c in range(FOUR) for r in range(PAIR)]
             total = b.fmul(folded(b, sums), splat(b, read(b, factor, F32), PAIR * FOUR))
@@ -47,9 +54,17 @@ def scores(name: str) -> Any:
                 b.store(b.extract_element(pairs, ir.Constant(I32, c)), b.inttoptr(place, I64.as_pointer()), align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 13), generate
+        return types.void(*[types.intp] * 15), generate
 
     return multiply
+
+
+def prefetch(b: Any, address: Any) -> None:
+    """Asks for the line there: to be read, and kept near."""
+    pointer = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
+    ask = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    b.call(ask, [b.inttoptr(address, pointer), *(ir.Constant(I32, n) for n in (0, 2, 1))])
 
 
 def folded(b: Any, values: list[Any]) -> Any:
@@ -58,16 +73,17 @@ def folded(b: Any, values: list[Any]) -> Any:
     def mixed(x: Any, y: Any, *places: int) -> Any:
         return b.shuffle_vector(x, y, ir.Constant(ir.VectorType(I32, len(places)), list(places)))
 
-    def added(x: Any, y: Any, even: tuple[int, ...], odd: tuple[int, ...]) -> Any:
-        return b.fadd(mixed(x, y, *even), mixed(x, y, *odd))
+    def added(x: Any, y: Any, places: tuple[tuple[int, ...], ...]) -> Any:
+        return b.fadd(mixed(x, y, *places[0]), mixed(x, y, *places[1]))
 
     if LANES == 16:
         values = [b.fadd(mixed(v, v, *range(8)), mixed(v, v, *range(8, 16))) for v in values]
     # Within halves of a register, twice; then the halves.
-    even, odd = (0, 2, 8, 10, 4, 6, 12, 14), (1, 3, 9, 11, 5, 7, 13, 15)
-    for _ in range(2):
-        values = [added(x, y, even, odd) for x, y in zip(values[::2], values[1::2], strict=True)]
-    return added(*values, (0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
+    neighbours = ((0, 2, 8, 10, 4, 6, 12, 14), (1, 3, 9, 11, 5, 7, 13, 15))
+    halves = ((0, 1, 2, 3, 8, 9, 10, 11), (4, 5, 6, 7, 12, 13, 14, 15))
+    for places in (neighbours, neighbours, halves):
+        values = [added(x, y, places) for x, y in zip(values[::2], values[1::2], strict=True)]
+    return values[0]
 
 
 @functools.cache
