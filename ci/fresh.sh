@@ -20,13 +20,15 @@ python3 -m venv "$work/one"
 # pip prints to stdout too: the story is what follows its last line.
 sed -n '/^Successfully installed/,$p' "$work/one.out" | sed 1d >"$work/one.story"
 
-python3 -m venv "$work/two"
+# The wheel, in the same environment, whose packages are those that it asks for too.
 (cd "$work/clone" && "$work/one/bin/pip" install -q build hatchling 2>/dev/null && "$work/one/bin/python" -m build --wheel --no-isolation -o "$work/dist" . >"$work/build.log" 2>&1) || { cat "$work/build.log" >&2; exit 1; }
-"$work/two/bin/pip" install -q "$work"/dist/*.whl 2> >(grep -v '^WARNING: Location' >&2)
 level=$(cd "$work/clone" && "$work/one/bin/python" -c "from dsv3_cpu.processor import level; print(level() or '')")
+"$work/one/bin/pip" uninstall -q -y dsv3
+"$work/one/bin/pip" install -q --no-deps "$work"/dist/*.whl 2> >(grep -v '^WARNING: Location' >&2)
+"$work/one/bin/pip" check >/dev/null || { "$work/one/bin/pip" check >&2; exit 1; }
 rm -rf "$work/clone"
 mkdir "$work/elsewhere"
-(cd "$work/elsewhere" && "$work/two/bin/dsv3" run "Once upon a time" >"$work/two.story" 2> >(tee "$work/two.said" >&2))
+(cd "$work/elsewhere" && "$work/one/bin/dsv3" run "Once upon a time" >"$work/two.story" 2> >(tee "$work/two.said" >&2))
 
 test -s "$work/one.story"
 # Kernels for this processor came with the package, and nothing was compiled on either first start.
