@@ -39,9 +39,11 @@ def mla_decode(
     o, lse = torch.empty_like(q_c), torch.empty(heads, tokens)
     table, lengths, bounds = as_indices(block_table), as_indices(seq_lens), as_indices(cu_q)
     sequences = lengths.shape[0]
-    splits = max(1, min(-(-(max_k - start) // config.get("keys", _KEYS)), _MOST_TASKS // max(1, sequences)))
-    # All heads that may go over the keys together read them once; where that leaves too few tasks, half of them.
-    together = HEADS if sequences * splits * -(-heads // HEADS) >= 2 * crew_size() else HEADS // 2
+    few = HEADS // 2
+    most = _MOST_TASKS // max(1, sequences * -(-heads // few))
+    splits = max(1, min(-(-(max_k - start) // config.get("keys", _KEYS)), most))
+    # All heads that may go over the keys together read them once; where that leaves too few tasks, half of them do.
+    together = HEADS if sequences * splits * -(-heads // HEADS) >= 2 * crew_size() else few
     padded = -(-rank // _WIDTH) * _WIDTH
     direct = cache.scale is None and rank == padded and rope % _WIDTH == 0
     work = tokens * heads * max_k * (rank + rope) // 2

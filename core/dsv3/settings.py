@@ -20,6 +20,7 @@ PREFIX = "DSV3_"
 OTHER_VARIABLES = {
     "DSV3_CONFIG": "path of the TOML file",
     "DSV3_TEST_DATA": "folder of the tests' data",
+    "DSV3_BUILD_KERNELS": "while dsv3 is installed: which kernels of the CPU backend are compiled",
     "DSV3_CPU_PIN": "1: the CPU backend's threads stay on one processor each",
     "DSV3_API_KEYS": "keys of dsv3 serve, separated by commas",
 }

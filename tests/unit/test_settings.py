@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dsv3.errors import UsageError
-from dsv3.settings import SETTINGS, resolve
+from dsv3.settings import OTHER_VARIABLES, PREFIX, SETTINGS, resolve
 
 
 @pytest.fixture
@@ -82,3 +83,12 @@ def test_waits_are_shortened_unless_the_user_chose_or_it_is_too_late(
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env={**clean, **before}, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(wanted), str(before.get("GOMP_SPINCOUNT"))]
+
+
+def test_every_variable_that_is_written_of_is_known() -> None:
+    """One that is not would end every command with an error, whatever it is for."""
+    root = Path(__file__).parents[2]
+    pages = [root / "README.md", *root.glob("backends/*/README.md"), *root.glob("ci/**/*.py")]
+    named = {name for page in pages for name in re.findall(r"\bDSV3_[A-Z0-9_]+\b", page.read_text(encoding="utf-8"))}
+    known = {*OTHER_VARIABLES, *(PREFIX + name.upper() for name in SETTINGS)}
+    assert "DSV3_BUILD_KERNELS" in named and named <= known, named - known
