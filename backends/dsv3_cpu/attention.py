@@ -15,6 +15,7 @@ from dsv3_cpu.views import CODES, DEFAULT, Config, as_indices, dense, index_word
 _MOST_SCORES = 1 << 21  # of one tile, all heads
 _KEYS = 256
 _MOST_TASKS = 64
+_LEAST_TASKS, _LEAST_KEYS = 2, 24
 _WIDTH = FORMATS["f32"].numbers  # to whose multiple latents are padded where they are widened
 _absorbed = Kernel("decode.absorbed")
 
@@ -39,11 +40,14 @@ def mla_decode(
     o, lse = torch.empty_like(q_c), torch.empty(heads, tokens)
     table, lengths, bounds = as_indices(block_table), as_indices(seq_lens), as_indices(cu_q)
     sequences = lengths.shape[0]
-    few = HEADS // 2
+    few, seen = HEADS // 2, max_k - start
     most = _MOST_TASKS // max(1, sequences * -(-heads // few))
-    splits = max(1, min(-(-(max_k - start) // config.get("keys", _KEYS)), most))
+    splits = max(1, min(-(-seen // config.get("keys", _KEYS)), most))
+    # Few keys are read by two threads sooner than by one.
+    splits = max(splits, min(_LEAST_TASKS // max(1, sequences * -(-heads // HEADS)), seen // _LEAST_KEYS))
     # All heads that may go over the keys together read them once; where that leaves too few tasks, half of them do.
-    together = HEADS if sequences * splits * -(-heads // HEADS) >= 2 * crew_size() else few
+    tasks, crew = sequences * splits * -(-heads // HEADS), crew_size()
+    together = HEADS if tasks >= 2 * crew or tasks == crew else few
     padded = -(-rank // _WIDTH) * _WIDTH
     direct = cache.scale is None and rank == padded and rope % _WIDTH == 0
     work = tokens * heads * max_k * (rank + rope) // 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 # A team's memory is int64 words, eight to a cache line, so that no two words that different threads write share one.
 LINE = 8  # words
+LINE_BYTES = 8 * LINE
 GENERATION, PROGRAM, ARGUMENTS, ARRIVED, PASSED, DONE, FAILED = (n * LINE for n in range(7))
 STATUS = 7 * LINE  # of the first worker; RUNNING, PARKED or STOPPED
 MOST_WORKERS = 255

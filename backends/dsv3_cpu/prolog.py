@@ -53,7 +53,7 @@ def mla_prolog(
     words = (
         *known.words, x.data_ptr(), *x.shape, *index_words(place), *kept_words(cos_sin), *index_words(to),
         cache.ckv.shape[1], *planes(cache), float_word(float(eps)),
-        tile_of(known.kv_a.rows + known.q_a.rows, config.get("tile")), int(snapped), *known.scratch(tokens, x.dtype),
+        tile_of(known.kv_a.rows + known.q_a.rows, config.get("tile")), int(snapped), *known.scratch(tokens, x.dtype, n_heads),
         q_c.data_ptr(), *q_c.shape, q_pe.data_ptr(), *q_pe.shape,
     )  # fmt: skip
     key = (x.dtype, cache.ckv.dtype, cache.kpe.dtype)
@@ -62,7 +62,7 @@ def mla_prolog(
         code, plane, keys = (CODES[dtype] for dtype in key)
         cached = f"{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i"
         q_a, kv_a, q_b = (w.arranged(1, x.dtype)[0] + ":2" for w in (known.q_a, known.kv_a, known.q_b))
-        step = f"{code}:2,i4:1,f4:2,i4:1,i,{cached},f,i,i,{q_a},{kv_a},f4:2,{q_b},f4:2,f4:2,{code}:3,{code}:3"
+        step = f"{code}:2,i4:1,f4:2,i4:1,i,{cached},f,i,i,{q_a},{kv_a},f4:2,{q_b},f4:2,f4:2,f4:3,{code}:3,{code}:3"
         program = known.programs[key] = _prolog.program(f"{known.signature},{step}")
     run(program, known.bytes, words)
     return q_c, q_pe
@@ -87,7 +87,7 @@ class _Weights:
         self.programs: dict[Any, int] = {}
         self._spaces = threading.local()  # two threads of Python may run one layer
 
-    def scratch(self, tokens: int, dtype: torch.dtype) -> tuple[int, ...]:
+    def scratch(self, tokens: int, dtype: torch.dtype, heads: int) -> tuple[int, ...]:
         """The words of the kernel's scratch."""
         spaces: dict[Any, Any] = self._spaces.__dict__
         found = spaces.get((tokens, dtype))
@@ -97,7 +97,8 @@ class _Weights:
                 self.q_a.arranged(width if low else 0, dtype), self.kv_a.arranged(width, dtype), ("f4", low),
                 self.q_b.arranged(low or width, dtype), ("f4", self.kv_a.rows), ("f4", self.q_b.rows),
             )  # fmt: skip
-            arrays = [np.empty((tokens, size), DTYPES[code]) for code, size in kinds]
+            arrays: list[Any] = [np.empty((tokens, size), DTYPES[code]) for code, size in kinds]
+            arrays.append(arrays[-1].reshape(tokens, heads, -1))
             found = spaces[tokens, dtype] = arrays, words_of(*arrays)
         hold(found)
         words: tuple[int, ...] = found[1]

@@ -10,6 +10,7 @@ from dsv3_cpu.kernels.atoms import take
 from dsv3_cpu.kernels.columns import AT_ONCE, add_rows
 from dsv3_cpu.kernels.dots import STREAMS, dots
 from dsv3_cpu.kernels.numbers import put, widen
+from dsv3_cpu.kernels.order import pack, spread
 from dsv3_cpu.processor import LANES
 
 ROOM = 8 * LANES  # beyond the depth of a row and the width of a total, so that whole steps fit
@@ -24,40 +25,74 @@ def heads(team, me, crew, x, flat, sh, sa, sc, y):
     h = take(team, 0)
     while h < x.shape[1]:
         for t in range(x.shape[0]):
-            for a in range(depth):
-                row[along(flat, sa, a)] = widen(x[t, h, a])
+            place(flat, sa, x, t, h, depth, row)
             head(flat, h * sh, sa, sc, row, depth, width, total)
-            for c in range(width):
-                put(y, (t, h, c), total[across(flat, sa, width, c)])
+            answer(flat, sa, total, y, t, h)
         h = take(team, 0)
 
 
-def along(flat, sa, a):
-    """Where number a of a row is for `head`."""
+def place(flat, sa, x, t, h, depth, row):
+    """row = the first `depth` numbers of x[t, h], as `head` wants them; zeros after them stay."""
 
 
-@overloads(along)
-def _along(flat, sa, a):
-    if flat.dtype == types.uint16:
-        return lambda flat, sa, a: a // _STEP * _STEP + a % 2 * LANES + a % _STEP // 2 if sa == 1 else a
-    return lambda flat, sa, a: a
+@overloads(place)
+def _place(flat, sa, x, t, h, depth, row):
+    item = x.dtype.bitwidth // 8
+
+    def plain(flat, sa, x, t, h, depth, row):
+        for a in range(depth):
+            row[a] = widen(x[t, h, a])
+
+    if flat.dtype != types.uint16:
+        return plain
+    in_planes = spread(2, x.dtype == types.uint16)
+
+    def planes(flat, sa, x, t, h, depth, row):
+        if sa != 1:
+            for a in range(depth):
+                row[a] = widen(x[t, h, a])
+            return
+        whole = depth // _STEP * _STEP
+        in_planes(x.ctypes.data + item * ((t * x.shape[1] + h) * x.shape[2]), whole, row.ctypes.data)
+        for a in range(whole, depth):
+            row[whole + a % 2 * LANES + (a - whole) // 2] = widen(x[t, h, a])
+
+    return planes
 
 
-def across(flat, sa, width, c):
-    """Where `head` leaves number c of a total."""
+def answer(flat, sa, total, y, t, h):
+    """y[t, h] = total, as `head` leaves it."""
 
 
-@overloads(across)
-def _across(flat, sa, width, c):
-    if flat.dtype == types.uint16:
-        return lambda flat, sa, width, c: (
-            c // _STEP * _STEP + c % 2 * LANES + c % _STEP // 2 if sa != 1 and c < width // _WHOLE * _WHOLE else c
-        )
-    return lambda flat, sa, width, c: c
+@overloads(answer)
+def _answer(flat, sa, total, y, t, h):
+    narrow = y.dtype == types.uint16
+
+    def plain(flat, sa, total, y, t, h):
+        for c in range(y.shape[2]):
+            put(y, (t, h, c), total[c])
+
+    def packed(flat, sa, total, y, t, h):
+        width = y.shape[2]
+        whole = 0 if sa == 1 else width // _WHOLE * _WHOLE
+        pack(total.ctypes.data, np.float32(1), whole, y.ctypes.data + 2 * (t * y.shape[1] + h) * width)
+        for c in range(whole, width):
+            put(y, (t, h, c), total[c])
+
+    def unpacked(flat, sa, total, y, t, h):
+        whole = 0 if sa == 1 else y.shape[2] // _WHOLE * _WHOLE
+        for c in range(whole):
+            put(y, (t, h, c), total[c // _STEP * _STEP + c % 2 * LANES + c % _STEP // 2])
+        for c in range(whole, y.shape[2]):
+            put(y, (t, h, c), total[c])
+
+    if flat.dtype != types.uint16:
+        return plain
+    return packed if narrow else unpacked
 
 
 def head(flat, base, sa, sc, row, depth, width, total):
-    """total = row @ the matrix [depth, width] at flat[base]; row placed by `along` and zero after depth, total by `across`."""
+    """total = row @ the matrix [depth, width] at flat[base]; row as `place` leaves it, zero after depth, total for `answer`."""
 
 
 @overloads(head)

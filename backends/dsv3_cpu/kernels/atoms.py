@@ -6,6 +6,7 @@ A team's memory is laid out in constants.py.
 from __future__ import annotations
 
 import platform
+from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
@@ -81,6 +82,25 @@ def pause(typing):
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+def prefetch(b: Any, address: Any, near: bool = True) -> None:
+    """Asks for the line at an address: to be read, and kept nearest to the core, or near."""
+    pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+    ask = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+    b.call(ask, [b.inttoptr(address, pointer), *(ir.Constant(number, n) for n in (0, 3 if near else 2, 1))])
+
+
+@intrinsic
+def fetch(typing, address):
+    """Asks memory for the line there, to be kept near."""
+
+    def generate(context, builder, signature, arguments):
+        prefetch(builder, arguments[0], near=False)
+        return context.get_dummy_value()
+
+    return types.void(types.intp), generate
 
 
 @intrinsic

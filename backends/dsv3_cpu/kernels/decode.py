@@ -10,63 +10,62 @@ import numpy as np
 from numba.core import types
 
 from dsv3_cpu.compile import inner, overloads
-from dsv3_cpu.constants import HEADS
-from dsv3_cpu.kernels.atoms import take, wait_for_all
+from dsv3_cpu.constants import HEADS, LINE_BYTES
+from dsv3_cpu.kernels.atoms import fetch, take, wait_for_all
 from dsv3_cpu.kernels.lanes import FORMATS
 from dsv3_cpu.kernels.latent import read
 from dsv3_cpu.kernels.numbers import exp, put, widen
-from dsv3_cpu.kernels.scores import FOUR, PAIR, mix, scores
+from dsv3_cpu.kernels.order import pack, spread
+from dsv3_cpu.kernels.scores import AHEAD, FOUR, PAIR, mix, scores
 from dsv3_cpu.processor import LANES
 
 BLOCK = 64  # keys that are met by all heads of a task before the next ones; tasks have multiples of FOUR heads
 NEAR = 16  # keys whose values all heads add up before the next ones: what a core's nearest cache holds
-SHARE = 32  # of whose multiple the keys are that a split has
+SHARE = 8  # of whose multiple the keys are that a split of few has; else they are whole blocks
 WIDTH = FORMATS["f32"].numbers  # to whose multiple widened rows are padded
 
 _NOTHING = np.float32(-np.inf)
 ATTEND, MERGE = 0, 1  # phases
 
 
-def score(flat, base, stride, ahead, rest, rest_base, rest_stride, rest_size, rest_ahead, count, q, q_stride, rows, size,
-          found, h, scale):  # fmt: skip
+def score(flat, base, stride, rest, rest_base, rest_stride, rest_size, count, q, q_stride, rows, size, found, h, scale):
     """found[h + c, i] = q[c] . (row i at flat[base], then row i at rest[rest_base]) * scale[0], for c below `rows`, at most
-    four, and i below count; q arranged, at an address; size, rest_size: numbers of a row; ahead, rest_ahead: how many further
-    on those lie that will be next."""
+    four, and i below count; q arranged, at an address; size, rest_size: numbers of a row."""
 
 
 @overloads(score)
-def _score(flat, base, stride, ahead, rest, rest_base, rest_stride, rest_size, rest_ahead, count, q, q_stride, rows, size,
-           found, h, scale):  # fmt: skip
+def _score(flat, base, stride, rest, rest_base, rest_stride, rest_size, count, q, q_stride, rows, size, found, h, scale):
     name = "bf16" if flat.dtype == types.uint16 else "f32"
     multiply, item = scores(name), flat.dtype.bitwidth // 8
 
-    def run(flat, base, stride, ahead, rest, rest_base, rest_stride, rest_size, rest_ahead, count, q, q_stride, rows, size,
-            found, h, scale):  # fmt: skip
+    def run(flat, base, stride, rest, rest_base, rest_stride, rest_size, count, q, q_stride, rows, size, found, h, scale):
         to, across = found.ctypes.data + 4 * h * found.shape[1], 4 * found.shape[1]
         at, more = flat.ctypes.data + item * base, rest.ctypes.data + item * rest_base
         for i in range(0, count, PAIR):
-            multiply(at + item * i * stride, item * stride, item * size, item * ahead, more + item * i * rest_stride,
-                     item * rest_stride, item * rest_size, item * rest_ahead, count - i, q, q_stride, rows, scale.ctypes.data,
-                     to + 4 * i, across)  # fmt: skip
+            multiply(at + item * i * stride, item * stride, item * size, more + item * i * rest_stride, item * rest_stride,
+                     item * rest_size, count - i, q, q_stride, rows, scale.ctypes.data, to + 4 * i, across)  # fmt: skip
 
     return run
 
 
-def gather_values(flat, base, stride, first, count, found, h, shrink, acc, n, size):
+def gather_values(flat, base, stride, first, count, found, h, shrink, nothing, acc, n, size, ahead):
     """acc[n + c] = acc[n + c] * shrink[h + c] + found[h + c, first:] @ the rows from number first on at flat[base], for four
-    heads."""
+    heads. nothing [1, size]: zeros to take for acc, or empty. ahead: where the rows lie that are to be asked for."""
 
 
 @overloads(gather_values)
-def _gather_values(flat, base, stride, first, count, found, h, shrink, acc, n, size):
+def _gather_values(flat, base, stride, first, count, found, h, shrink, nothing, acc, n, size, ahead):
     name = "bf16" if flat.dtype == types.uint16 else "f32"
     add, item = mix(name, FOUR), flat.dtype.bitwidth // 8
 
-    def run(flat, base, stride, first, count, found, h, shrink, acc, n, size):
+    def run(flat, base, stride, first, count, found, h, shrink, nothing, acc, n, size, ahead):
         p = found.ctypes.data + 4 * (h * found.shape[1] + first)
         sums = acc.ctypes.data + 4 * n * acc.shape[1]
         at = flat.ctypes.data + item * (base + first * stride)
-        add(p, 4 * found.shape[1], at, item * stride, count, shrink.ctypes.data + 4 * h, sums, 4 * acc.shape[1], size)
+        line = 4 * acc.shape[1]
+        before, by = (nothing.ctypes.data, 0) if nothing.shape[0] else (sums, line)
+        add(p, 4 * found.shape[1], at, item * stride, count, shrink.ctypes.data + 4 * h, before, by, sums, line, size,
+            flat.ctypes.data + item * ahead)  # fmt: skip
 
     return run
 
@@ -79,12 +78,12 @@ def arrange(flat, source, t, h, out, row, at):
 def _arrange(flat, source, t, h, out, row, at):
     if flat.dtype != types.uint16:
         return _widened
+    copy, item = spread(FORMATS["bf16"].shared, source.dtype == types.uint16), source.dtype.bitwidth // 8
 
     def run(flat, source, t, h, out, row, at):
-        for first in range(0, source.shape[2], 2 * LANES):
-            for k in range(LANES):
-                out[row, at + first + k] = widen(source[t, h, first + 2 * k])
-                out[row, at + first + LANES + k] = widen(source[t, h, first + 2 * k + 1])
+        size = source.shape[2]
+        to = out.ctypes.data + 4 * (row * out.shape[1] + at)
+        copy(source.ctypes.data + item * (t * source.shape[1] + h) * size, size, to)
 
     return run
 
@@ -105,6 +104,13 @@ def answer(flat, total, factor, o, t, h):
 def _answer(flat, total, factor, o, t, h):
     if flat.dtype != types.uint16:
         return _answered
+    if o.dtype == types.uint16:
+
+        def packed(flat, total, factor, o, t, h):
+            size = o.shape[2]
+            pack(total.ctypes.data, factor, size, o.ctypes.data + 2 * (t * o.shape[1] + h) * size)
+
+        return packed
 
     def run(flat, total, factor, o, t, h):
         for first in range(0, o.shape[2], 2 * LANES):
@@ -170,6 +176,27 @@ def absorbed(
 
 
 @inner
+def ask(plane, base, stride, size, rows):
+    """Asks memory for so many rows of `size` numbers from number base on."""
+    at = plane.ctypes.data + plane.itemsize * base
+    for i in range(rows):
+        for k in range(0, plane.itemsize * size, LINE_BYTES):
+            fetch(at + plane.itemsize * i * stride + k)
+
+
+@inner
+def arrange_heads(direct, latents, keys, q_c, q_pe, t, h0, heads, q, row, padded):
+    """q[row:] = a token's queries of `heads` heads from h0 on, rotary parts from number `padded` on."""
+    for h in range(heads):
+        if direct:
+            arrange(latents, q_c, t, h0 + h, q, row + h, 0)
+            arrange(keys, q_pe, t, h0 + h, q, row + h, padded)
+        else:
+            plain(latents, q_c, t, h0 + h, q, row + h, 0)
+            plain(latents, q_pe, t, h0 + h, q, row + h, padded)
+
+
+@inner
 def merge(acc, state, t, h, splits, latents, direct, total, o, lse):
     """The splits of one query and head together; no split that saw a key: zeros and -inf."""
     most = _NOTHING
@@ -208,32 +235,36 @@ def attend(
         for h in range(heads):
             state[part, first + j, h0 + h, 0], state[part, first + j, h0 + h, 1] = _NOTHING, 0
     span = max(0, length - start)
-    each = ((span + splits - 1) // splits + SHARE - 1) // SHARE * SHARE
+    each = (span + splits - 1) // splits
+    share = BLOCK if each > 2 * BLOCK else SHARE
+    each = (each + share - 1) // share * share
     begin, end = start + part * each, min(length, start + (part + 1) * each)
     if queries <= 0 or begin >= end:
         return
+    if direct:
+        page, offset = np.int64(table[s, begin // page_size]), begin % page_size
+        count = min(BLOCK, min(end - begin, page_size - offset))
+        ask(latents, page * lp + offset * ls, ls, rank, count)
+        ask(keys, page * kp + offset * ks, ks, rope, count)
     wide = padded + rope_padded
-    q = np.zeros((queries * HEADS, wide), np.float32)
+    q = np.empty((queries * HEADS, wide), np.float32)
+    if not direct:
+        q[:] = 0
     for j in range(queries):
-        for h in range(heads):
-            if direct:
-                arrange(latents, q_c, first + j, h0 + h, q, j * HEADS + h, 0)
-                arrange(keys, q_pe, first + j, h0 + h, q, j * HEADS + h, padded)
-            else:
-                plain(latents, q_c, first + j, h0 + h, q, j * HEADS + h, 0)
-                plain(latents, q_pe, first + j, h0 + h, q, j * HEADS + h, padded)
-            for r in range(padded):
-                acc[part, first + j, h0 + h, r] = 0
+        arrange_heads(direct, latents, keys, q_c, q_pe, first + j, h0, heads, q, j * HEADS, padded)
     block = np.zeros((0 if direct else BLOCK, wide), np.float32)
     found, shrink = np.zeros((HEADS, BLOCK), np.float32), np.empty(HEADS, np.float32)
     factor, ones = np.full(1, scale, np.float32), np.ones(HEADS, np.float32)
+    zeros, none = np.zeros((1, padded), np.float32), np.empty((0, padded), np.float32)
+    fresh = True
     while begin < end:
         page, offset = np.int64(table[s, begin // page_size]), begin % page_size
         count = min(BLOCK, min(end - begin, page_size - offset))
         after = begin + count
-        pages, places = np.int64(0), np.int64(0)  # from this block to the next
+        # While values are added up, the next block's rows are asked for; while products are made, more would be in their way.
+        soon, place = page, offset
         if after < end:
-            pages, places = np.int64(table[s, after // page_size]) - page, after % page_size - offset
+            soon, place = np.int64(table[s, after // page_size]), after % page_size
         if not direct:
             for i in range(count):
                 at = offset + i
@@ -247,21 +278,25 @@ def attend(
             for h in range(0, heads, FOUR):
                 row, some = q.ctypes.data + 4 * (j * HEADS + h) * wide, min(FOUR, heads - h)
                 if direct:
-                    soon = 1 if h == 0 else 0
-                    score(latents, page * lp + offset * ls, ls, soon * (pages * lp + places * ls), keys,
-                          page * kp + offset * ks, ks, rope, soon * (pages * kp + places * ks), seen, row, 4 * wide, some,
-                          rank, found, h, factor)  # fmt: skip
+                    score(latents, page * lp + offset * ls, ls, keys, page * kp + offset * ks, ks, rope, seen, row, 4 * wide,
+                          some, rank, found, h, factor)  # fmt: skip
                 else:
-                    score(block, 0, wide, 0, block, 0, wide, 0, 0, seen, row, 4 * wide, some, wide, found, h, factor)
+                    score(block, 0, wide, block, 0, wide, 0, seen, row, 4 * wide, some, wide, found, h, factor)
             for h in range(heads):
                 known = state[part, first + j, h0 + h]
                 shrink[h], known[0], known[1] = weigh(found, h, seen, known[0], known[1])
             sums = acc[part, first + j]
             for i in range(0, seen, NEAR):
                 by, few = shrink if i == 0 else ones, min(NEAR, seen - i)
+                nothing = zeros if fresh and i == 0 else none
+                if direct and after < end:
+                    asked = (heads + FOUR - 1) // FOUR * AHEAD  # by gather_values
+                    ask(keys, soon * kp + (place + i) * ks, ks, rope, NEAR)
+                    ask(latents, soon * lp + (place + i + asked) * ls, ls, rank, NEAR - asked)
                 for h in range(0, heads, FOUR):
                     if direct:
-                        gather_values(latents, page * lp + offset * ls, ls, i, few, found, h, by, sums, h0 + h, rank)
+                        gather_values(latents, page * lp + offset * ls, ls, i, few, found, h, by, nothing, sums, h0 + h, rank,
+                                      soon * lp + (place + i + h // FOUR * AHEAD) * ls)  # fmt: skip
                     else:
-                        gather_values(block, 0, wide, i, few, found, h, by, sums, h0 + h, padded)
-        begin = after
+                        gather_values(block, 0, wide, i, few, found, h, by, nothing, sums, h0 + h, padded, 0)
+        begin, fresh = after, False

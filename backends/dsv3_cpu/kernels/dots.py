@@ -16,11 +16,13 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from dsv3_cpu.constants import GROUP
+from dsv3_cpu.constants import GROUP, LINE_BYTES
+from dsv3_cpu.kernels.atoms import prefetch
 from dsv3_cpu.kernels.lanes import F32, FORMATS, I8, I64, Format, constant, read, splat, vector
 from dsv3_cpu.processor import LANES
 
 STREAMS = 4  # rows of a weight that are read at a time
+AHEAD = 512  # bytes further on in each that are asked for: the processor's own guesses end with a page of 4 KiB
 
 
 def rows_beside(columns: int) -> int:
@@ -41,6 +43,13 @@ def fold(b: Any, value: Any) -> Any:
     kind = ir.FunctionType(F32, [F32, value.type])
     reduce = cgutils.get_or_insert_function(b.module, kind, f"llvm.vector.reduce.fadd.v{value.type.count}f32")
     return b.call(reduce, [ir.Constant(F32, 0.0), value], fastmath=("reassoc",))
+
+
+def ask_ahead(b: Any, places: list[Any], size: int) -> None:
+    """Asks for what follows a step of so many bytes at each of these addresses."""
+    for further in range(AHEAD, AHEAD + size, LINE_BYTES):
+        for at in places:
+            prefetch(b, b.add(at, ir.Constant(I64, further)))
 
 
 class Emitter:
@@ -137,7 +146,9 @@ def _write(b: Any, name: str, ws: list[Any], scales: list[Any], xs: list[Any], s
 
     with cgutils.for_range(b, steps) as loop:
         offset = b.mul(loop.index, ir.Constant(I64, form.size))
-        made.step([b.add(at, offset) for at in ws], x_at(loop.index), scales_at(loop.index))
+        places = [b.add(at, offset) for at in ws]
+        ask_ahead(b, places, form.size)
+        made.step(places, x_at(loop.index), scales_at(loop.index))
     done = b.mul(steps, ir.Constant(I64, form.size))
     rest = b.sub(size, done)
     with b.if_then(b.icmp_signed(">", rest, ir.Constant(I64, 0))):

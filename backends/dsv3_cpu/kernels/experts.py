@@ -7,7 +7,7 @@ import numpy as np
 from dsv3_cpu.compile import inner
 from dsv3_cpu.kernels.atoms import take, wait_for_all
 from dsv3_cpu.kernels.numbers import put, sigmoid, widen
-from dsv3_cpu.kernels.product import scratch_for, sums_of
+from dsv3_cpu.kernels.product import ask_first, scratch_for, sums_of
 from dsv3_cpu.kernels.routing import choose_row
 from dsv3_cpu.kernels.rows import arrange
 
@@ -50,6 +50,7 @@ def sort_pairs(ids, weights, local, n_experts, experts, offsets, token, factor):
 def gated_tile(w, s, e, first, last, x, index, start, end, scratch, up_scratch, h, to):
     """h[to + i] = silu(gate) * up of row index[start + i] of arranged x, for rows first to last of the gate."""
     half = w.shape[1] // 2
+    ask_first(w, e, half + first, half + last)
     sums_of(w, s, e, first, last, x, index, start, end, scratch)
     sums_of(w, s, e, half + first, half + last, x, index, start, end, up_scratch)
     gates, ups = scratch[3], up_scratch[3]
@@ -105,6 +106,8 @@ def mixture(
         last = min(y.shape[1], first + tile)
         total[:] = 0
         for j in range(used):
+            if j + 1 < used:
+                ask_first(w2, experts[j + 1], first, last)
             sums_of(w2, s2, experts[j], first, last, a, pairs, offsets[j], offsets[j + 1], scratch)
             for i in range(offsets[j + 1] - offsets[j]):
                 t, share = token[offsets[j] + i], factor[offsets[j] + i]

@@ -6,9 +6,9 @@ import numpy as np
 from numba.core import types
 
 from dsv3_cpu.compile import inner, overloads
-from dsv3_cpu.constants import GROUP
-from dsv3_cpu.kernels.atoms import take, wait_for_all
-from dsv3_cpu.kernels.dots import STREAMS, dots, rows_beside
+from dsv3_cpu.constants import GROUP, LINE_BYTES
+from dsv3_cpu.kernels.atoms import fetch, take, wait_for_all
+from dsv3_cpu.kernels.dots import AHEAD, STREAMS, dots, rows_beside
 from dsv3_cpu.kernels.numbers import put
 from dsv3_cpu.kernels.rows import arrange, kind, ready, row_factor
 from dsv3_cpu.kernels.whole import whole_dots, whole_rows_beside
@@ -80,12 +80,23 @@ def scratch_for(x, rows, tile):
 
 
 @inner
+def ask_first(w, e, first, last):
+    """Asks memory for the beginnings of the rows that will be read together, see `_rows_of`."""
+    size = w.shape[2] * w.itemsize
+    at, by = w.ctypes.data + (e * w.shape[1] + first) * size, (last - first) // STREAMS * size
+    for r in range(STREAMS):
+        for k in range(0, min(size, AHEAD), LINE_BYTES):
+            fetch(at + r * by + k)
+
+
+@inner
 def sums_of(w, s, e, first, last, x, index, start, end, scratch):
     """sums[i, n - first] = arranged x[index[start + i]] . row n of expert e, for first <= n < last; sums is scratch[3]."""
     folded, undo, parts, sums = scratch
     block = first
     while block < last:
         stop = min(last, (block // GROUP + 1) * GROUP) if blockwise(w, s) else last
+        ask_first(w, e, block, stop)
         i = start
         while i < end:
             width = min(AT_ONCE, end - i)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dsv3_cpu.compile import inner
-from dsv3_cpu.kernels.absorbed import ROOM, across, along, head
+from dsv3_cpu.kernels.absorbed import ROOM, answer, head, place
 from dsv3_cpu.kernels.atoms import take, wait_for_all
 from dsv3_cpu.kernels.latent import write
 from dsv3_cpu.kernels.numbers import put, widen
@@ -19,12 +19,13 @@ DOWN, UP, HEADS = 0, 1, 2  # phases
 def prolog(
     team, me, crew, q_a, q_a_scales, q_b, q_b_scales, kv_a, kv_a_scales, q_norm, kv_norm, flat, head_stride, row_stride, stride,
     x, positions, table, slots, page_size, latents, lp, ls, keys, kp, ks, scales, sp, ss, eps, tile, snapped, for_q_a, for_kv_a,
-    low, for_q_b, kv, q, q_c, q_pe,
+    low, for_q_b, kv, q, queries, q_c, q_pe,
 ):  # fmt: skip
     """x [T, H] -> q_c [T, Nh, R], q_pe [T, Nh, P], and the cache's rows.
 
     Without a low-rank query q_a has no row, and q_b takes x. flat and its strides: w_uk [Nh, Dn, R]. Scratch: x arranged
-    for both first products, low [T, Rq], arranged for q_b, kv [T, R + P], q [T, Nh (Dn + P)]. snapped: INT8
+    for both first products, low [T, Rq], arranged for q_b, kv [T, R + P], q [T, Nh (Dn + P)] and
+    queries, the same by heads. snapped: INT8
     activations, see `arrange`.
     """
     tokens, rank = x.shape[0], kv_norm.shape[0]
@@ -41,9 +42,10 @@ def prolog(
     p = take(team, DOWN)
     while p < first_tiles + tiles:
         if p < first_tiles:
-            product(q_a, q_a_scales, p * tile, tile, for_q_a, everyone, scratch, low)
+            product(q_a, q_a_scales, p * tile, min(q_a.shape[1], (p + 1) * tile), for_q_a, everyone, scratch, low)
         else:
-            product(kv_a, kv_a_scales, (p - first_tiles) * tile, tile, for_kv_a, everyone, second, kv)
+            first = (p - first_tiles) * tile
+            product(kv_a, kv_a_scales, first, min(kv_a.shape[1], first + tile), for_kv_a, everyone, second, kv)
         p = take(team, DOWN)
     wait_for_all(team, crew)
     latent, key = np.empty((1, rank), np.float32), np.empty(kv.shape[1] - rank, np.float32)
@@ -66,7 +68,7 @@ def prolog(
     third = scratch_for(for_q_b, tokens, tile)
     p = take(team, UP)
     while p * tile < q_b.shape[1]:
-        product(q_b, q_b_scales, p * tile, tile, for_q_b, everyone, third, q)
+        product(q_b, q_b_scales, p * tile, min(q_b.shape[1], (p + 1) * tile), for_q_b, everyone, third, q)
         p = take(team, UP)
     wait_for_all(team, crew)
     heads = q_c.shape[1]
@@ -77,11 +79,9 @@ def prolog(
     h = take(team, HEADS)
     while h < heads:
         for t in range(tokens):
-            for k in range(nope):
-                row[along(flat, row_stride, k)] = q[t, h * size + k]
+            place(flat, row_stride, queries, t, h, nope, row)
             head(flat, h * head_stride, row_stride, stride, row, nope, rank, total)
-            for r in range(rank):
-                put(q_c, (t, h, r), total[across(flat, row_stride, rank, r)])
+            answer(flat, row_stride, total, q_c, t, h)
             rotate(q, t, h * size + nope, table, np.int64(positions[t]), turned)
             for k in range(turned.shape[0]):
                 put(q_pe, (t, h, k), turned[k])
@@ -89,9 +89,8 @@ def prolog(
 
 
 @inner
-def product(w, s, first, tile, x, index, scratch, y):
-    """y[:, first : first + tile] of all rows of arranged x."""
-    last = min(w.shape[1], first + tile)
+def product(w, s, first, last, x, index, scratch, y):
+    """y[:, first:last] of all rows of arranged x."""
     sums_of(w, s, 0, first, last, x, index, 0, y.shape[0], scratch)
     for t in range(y.shape[0]):
         for n in range(first, last):

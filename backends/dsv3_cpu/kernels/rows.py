@@ -18,6 +18,7 @@ from dsv3_cpu.compile import inner, overloads, strict
 from dsv3_cpu.constants import GROUP
 from dsv3_cpu.kernels.lanes import FORMATS
 from dsv3_cpu.kernels.numbers import bits_of, float_of, power_of, widen
+from dsv3_cpu.kernels.order import spread
 from dsv3_cpu.kernels.whole import arrange8, arrange16
 from dsv3_cpu.processor import LANES
 
@@ -46,6 +47,7 @@ def _arrange(w, s, x, t, out, i, snapped):
     form = FORMATS[name]
     step, shared = form.numbers, form.shared
     block, eight, whole_numbers = shared * LANES, name == "fp8", name == "int8"
+    in_planes, item = spread(shared, x.dtype == types.uint16), x.dtype.bitwidth // 8
     if shared == 1:
 
         def copy(w, s, x, t, out, i, snapped):
@@ -58,13 +60,10 @@ def _arrange(w, s, x, t, out, i, snapped):
 
         return copy
 
-    def spread(w, s, x, t, out, i, snapped):
+    def planes(w, s, x, t, out, i, snapped):
         size = x.shape[1]
         whole, end = size // block * block, (size + step - 1) // step * step
-        for base in range(0, whole, block):
-            for p in range(shared):
-                for lane in range(LANES):
-                    out[i, base + p * LANES + lane] = widen(x[t, base + lane * shared + p])
+        in_planes(x.ctypes.data + item * t * size, whole, out.ctypes.data + 4 * i * out.shape[1])
         if whole < end:
             for k in range(whole, end):
                 out[i, k] = 0
@@ -73,7 +72,7 @@ def _arrange(w, s, x, t, out, i, snapped):
         if eight:
             peaks(s, out, i)
 
-    return spread
+    return planes
 
 
 @inner

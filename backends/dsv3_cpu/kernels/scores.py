@@ -9,41 +9,39 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from dsv3_cpu.constants import LINE_BYTES
+from dsv3_cpu.kernels.atoms import prefetch
 from dsv3_cpu.kernels.dots import Emitter, several
 from dsv3_cpu.kernels.lanes import F32, FORMATS, I32, I64, read, splat, vector
 from dsv3_cpu.processor import LANES
 
 FOUR = 4  # heads at a time
 PAIR = 2  # keys at a time
+AHEAD = 4  # keys that are asked for while the values of others are added up
 
 
 @functools.cache
 def scores(name: str) -> Any:
-    """An intrinsic (w, w_stride, size, w_ahead, k, k_stride, k_size, k_ahead, count, q, q_stride, heads, factor, out,
-    out_stride): out[c, r] = q[c] . (row r of w, then row r of k) * factor, for PAIR keys and FOUR heads.
+    """An intrinsic (w, w_stride, size, k, k_stride, k_size, count, q, q_stride, heads, factor, out, out_stride): out[c, r] =
+    q[c] . (row r of w, then row r of k) * factor, for PAIR keys and FOUR heads.
 
     All but sizes and counts are addresses, strides in bytes; factor at one, too. size, k_size: bytes of a row, whole steps of
     the format. count, heads: of keys and of rows of q that there are, beyond which the last counts again. q: arranged float32.
-    What lies w_ahead and k_ahead bytes further on is asked of memory meanwhile.
     """
     form = FORMATS[name]
 
     @intrinsic
-    def multiply(
-        typing, w, w_stride, size, w_ahead, k, k_stride, k_size, k_ahead, count, q, q_stride, heads, factor, out, out_stride
-    ):  # fmt: skip
+    def multiply(typing, w, w_stride, size, k, k_stride, k_size, count, q, q_stride, heads, factor, out, out_stride):
         def generate(context, b, signature, arguments):
-            latents, rotary = arguments[:4], arguments[4:8]
-            count, q, q_stride, heads, factor, out, out_stride = arguments[8:]
+            latents, rotary = arguments[:3], arguments[3:6]
+            count, q, q_stride, heads, factor, out, out_stride = arguments[6:]
             made, qs, before = Emitter(b, form, PAIR, FOUR, False), several(b, q, q_stride, heads, FOUR), ir.Constant(I64, 0)
-            for base, stride, bytes_, ahead in (latents, rotary):
+            for base, stride, bytes_ in (latents, rotary):
                 rows, steps = several(b, base, stride, count, PAIR), b.sdiv(bytes_, ir.Constant(I64, form.size))
                 with cgutils.for_range(b, steps) as loop:
                     offset = b.mul(loop.index, ir.Constant(I64, form.size))
                     along = b.mul(b.add(before, loop.index), ir.Constant(I64, 4 * form.numbers))
                     places = [b.add(at, offset) for at in rows]
-                    for at in places:
-                        prefetch(b, b.add(at, ahead))
                     made.step(places, [b.add(at, along) for at in qs], rows)
                 before = b.add(before, steps)
             sums = [b.load(made.sums[r, c]) for c in range(FOUR) for r in range(PAIR)]
@@ -54,17 +52,9 @@ def scores(name: str) -> Any:
                 b.store(b.extract_element(pairs, ir.Constant(I32, c)), b.inttoptr(place, I64.as_pointer()), align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 15), generate
+        return types.void(*[types.intp] * 13), generate
 
     return multiply
-
-
-def prefetch(b: Any, address: Any) -> None:
-    """Asks for the line there: to be read, and kept near."""
-    pointer = ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
-    ask = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-    b.call(ask, [b.inttoptr(address, pointer), *(ir.Constant(I32, n) for n in (0, 2, 1))])
 
 
 def folded(b: Any, values: list[Any]) -> Any:
@@ -86,21 +76,33 @@ def folded(b: Any, values: list[Any]) -> Any:
     return values[0]
 
 
+def _ask(b: Any, at: Any, stride: Any, width: int, turn: Any) -> None:
+    """Asks for `width` bytes of AHEAD rows; of half of them each turn where two turns go over one line."""
+    rows = range(AHEAD)
+    if width < LINE_BYTES:
+        half = ir.Constant(I64, AHEAD // 2)
+        at, rows = b.add(at, b.mul(stride, b.mul(half, b.and_(turn, ir.Constant(I64, 1))))), range(AHEAD // 2)
+    for r in rows:
+        for further in range(0, width, LINE_BYTES):
+            prefetch(b, b.add(b.add(at, b.mul(stride, ir.Constant(I64, r))), ir.Constant(I64, further)), near=False)
+
+
 @functools.cache
 def mix(name: str, rows: int) -> Any:
-    """An intrinsic (p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size): sums[r] = sums[r] * shrink[r] + the
-    sum over i below count of p[r, i] * v[i], for `rows` rows.
+    """An intrinsic (p, p_stride, v, v_stride, count, shrink, before, before_stride, sums, sums_stride, size, next): sums[r] =
+    before[r] * shrink[r] + the sum over i below count of p[r, i] * v[i], for `rows` rows.
 
-    All are addresses, strides in bytes; p, shrink, sums float32; v in the format, sums in the order of its planes; size:
-    numbers of a row, a multiple of two vectors.
+    All are addresses, strides in bytes; p, shrink, before, sums float32; v in the format, sums in the order of its planes;
+    size: numbers of a row, a multiple of two vectors. AHEAD rows of v from `next` on are asked of memory meanwhile.
     """
     form = FORMATS[name]
     pair = 4 * vector(F32).count * 2  # bytes of two vectors of sums
+    width = form.size * 2 // form.planes  # and of what they are sums of
 
     @intrinsic
-    def add(typing, p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size):
+    def add(typing, p, p_stride, v, v_stride, count, shrink, before, before_stride, sums, sums_stride, size, following):
         def generate(context, b, signature, arguments):
-            p, p_stride, v, v_stride, count, shrink, sums, sums_stride, size = arguments
+            p, p_stride, v, v_stride, count, shrink, before, before_stride, sums, sums_stride, size, following = arguments
             made = Emitter(b, form, 0, 0, False)
 
             def row(base: Any, stride: Any, r: int) -> Any:
@@ -108,15 +110,18 @@ def mix(name: str, rows: int) -> Any:
 
             factors = [splat(b, read(b, b.add(shrink, ir.Constant(I64, 4 * r)), F32)) for r in range(rows)]
             with cgutils.for_range(b, b.sdiv(b.mul(size, ir.Constant(I64, 4)), ir.Constant(I64, pair))) as outer:
-                places = [b.add(row(sums, sums_stride, r), b.mul(outer.index, ir.Constant(I64, pair))) for r in range(rows)]
+                along = b.mul(outer.index, ir.Constant(I64, pair))
+                places = [b.add(row(sums, sums_stride, r), along) for r in range(rows)]
+                sources = [b.add(row(before, before_stride, r), along) for r in range(rows)]
                 held = [
                     [
                         cgutils.alloca_once_value(b, b.fmul(read(b, at, vector(F32), pair // 2 * j), factors[r]))
                         for j in range(2)
                     ]
-                    for r, at in enumerate(places)
+                    for r, at in enumerate(sources)
                 ]
-                step = b.mul(outer.index, ir.Constant(I64, form.size * 2 // form.planes))
+                step = b.mul(outer.index, ir.Constant(I64, width))
+                _ask(b, b.add(following, step), v_stride, width, outer.index)
                 with cgutils.for_range(b, count) as loop:
                     values = form.decode(b, b.add(b.add(v, b.mul(loop.index, v_stride)), step), 2)
                     for r in range(rows):
@@ -130,6 +135,6 @@ def mix(name: str, rows: int) -> Any:
                         b.store(b.load(held[r][j]), b.inttoptr(to, vector(F32).as_pointer()), align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.intp] * 9), generate
+        return types.void(*[types.intp] * 12), generate
 
     return add

@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from dsv3_cpu.compile import inner, strict
 from dsv3_cpu.constants import GROUP, WHOLE
-from dsv3_cpu.kernels.dots import STREAMS, copied, fma, fold, several
+from dsv3_cpu.kernels.dots import STREAMS, ask_ahead, copied, fma, fold, several
 from dsv3_cpu.kernels.lanes import F32, I8, I16, I32, I64, constant, read, splat, vector
 from dsv3_cpu.kernels.numbers import bits_of, float_of, widen
 from dsv3_cpu.processor import LANES, has
@@ -156,7 +156,9 @@ def whole_dots(name: str, columns: int, rows: int = 1) -> Any:
 
             with cgutils.for_range(b, whole) as loop:
                 offset = b.mul(loop.index, ir.Constant(I64, form.size))
-                step([b.add(w, offset) for w in ws], loop.index)
+                places = [b.add(w, offset) for w in ws]
+                ask_ahead(b, places, form.size)
+                step(places, loop.index)
             with b.if_then(b.icmp_signed(">", rest, ir.Constant(I64, 0))):
                 step([copied(b, b.add(w, done), rest, form.size) for w in ws], whole)
             for r in range(rows):
