@@ -98,7 +98,7 @@ class _Weights:
                 self.q_b.arranged(low or width, dtype), ("f4", self.kv_a.rows), ("f4", self.q_b.rows),
             )  # fmt: skip
             arrays: list[Any] = [np.empty((tokens, size), DTYPES[code]) for code, size in kinds]
-            arrays.append(arrays[-1].reshape(tokens, heads, -1))
+            arrays.append(arrays[-1].reshape(tokens, heads, self.q_b.rows // heads))
             found = spaces[tokens, dtype] = arrays, words_of(*arrays)
         hold(found)
         words: tuple[int, ...] = found[1]

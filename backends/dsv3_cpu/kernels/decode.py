@@ -197,6 +197,15 @@ def arrange_heads(direct, latents, keys, q_c, q_pe, t, h0, heads, q, row, padded
 
 
 @inner
+def widen_rows(latents, at, ls, scales, scale_at, ss, rank, keys, keys_at, ks, rope, count, block, padded):
+    """block = `count` rows of the cache as float32, rotary keys from number `padded` on."""
+    for i in range(count):
+        read(latents, at + i * ls, scales, scale_at + i * ss, rank, block, i)
+        for k in range(rope):
+            block[i, padded + k] = widen(keys[keys_at + i * ks + k])
+
+
+@inner
 def merge(acc, state, t, h, splits, latents, direct, total, o, lse):
     """The splits of one query and head together; no split that saw a key: zeros and -inf."""
     most = _NOTHING
@@ -266,11 +275,8 @@ def attend(
         if after < end:
             soon, place = np.int64(table[s, after // page_size]), after % page_size
         if not direct:
-            for i in range(count):
-                at = offset + i
-                read(latents, page * lp + at * ls, scales, page * sp + at * ss, rank, block, i)
-                for k in range(rope):
-                    block[i, padded + k] = widen(keys[page * kp + at * ks + k])
+            widen_rows(latents, page * lp + offset * ls, ls, scales, page * sp + offset * ss, ss, rank, keys,
+                       page * kp + offset * ks, ks, rope, count, block, padded)  # fmt: skip
         for j in range(queries):
             seen = min(count, length - queries + j + 1 - begin)
             if seen <= 0:
