@@ -114,6 +114,33 @@ def test_long_contexts_are_split_and_merged(dtype: torch.dtype, rank: int, rope:
     torch.testing.assert_close(found[0][1], lse, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("heads", [6, 16])
+@pytest.mark.parametrize("keys", [1, 23, 48, 97, 130])
+def test_few_keys_are_split_and_what_was_in_scratch_is_forgotten(
+    keys: int, heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """bfloat16 in, cached and out; the same on one thread and two, where these share keys or heads; after NaN everywhere."""
+    monkeypatch.setattr(team, "WORTH_THREADS", 0)
+    cache = LatentCache(torch.randn(3, 64, 64).to(torch.bfloat16), torch.randn(3, 64, 32).to(torch.bfloat16))
+    arguments = {
+        "q_c": torch.randn(1, heads, 64).to(torch.bfloat16), "q_pe": torch.randn(1, heads, 32).to(torch.bfloat16),
+        "block_table": torch.tensor([[2, 0, 1]], dtype=torch.int32), "seq_lens": torch.tensor([keys], dtype=torch.int32),
+        "cu_q": torch.tensor([0, 1], dtype=torch.int32), "max_q": 1, "max_k": keys, "scale": 0.1, "start": 0,
+    }  # fmt: skip
+    poison = LatentCache(torch.full_like(cache.ckv, float("nan")), torch.full_like(cache.kpe, float("nan")))
+    real = {name: value.float() if name in ("q_c", "q_pe") else value for name, value in arguments.items()}
+    o, lse = ops.mla_decode(**real, cache=LatentCache(cache.ckv.float(), cache.kpe.float()))
+    before, found = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        assert torch.isnan(attention.mla_decode(**arguments, cache=poison)[0]).all()
+        found.append(attention.mla_decode(**arguments, cache=cache))
+    torch.set_num_threads(before)
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    torch.testing.assert_close(found[0][0].float(), o, rtol=2.0**-7, atol=1e-3)
+    torch.testing.assert_close(found[0][1], lse, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_prefill_in_bfloat16_is_within_its_class(causal: bool) -> None:
     """What runs where the processor multiplies bfloat16; packed sequences, an empty one too, values narrower than keys."""
