@@ -33,7 +33,7 @@ def mla_decode(
     start: int,
     config: Config = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
-    """config: keys, that one task sees, unless that would be too many tasks."""
+    """config: keys, that one task sees, unless that would be too many tasks, or one for few keys."""
     q_c, q_pe = dense(q_c), dense(q_pe)
     tokens, heads, rank = q_c.shape
     rope = q_pe.shape[2]

@@ -66,7 +66,7 @@ def pack(typing, source, factor, count, out):
         factor = splat(b, factor)
         with cgutils.for_range(b, b.sdiv(count, ir.Constant(I64, 2 * LANES))) as loop:
             at = b.add(source, b.mul(loop.index, ir.Constant(I64, 8 * LANES)))
-            low, high = (_rounded(b, b.fmul(read(b, at, vector(F32), 4 * LANES * p), factor)) for p in range(2))
+            low, high = (rounded(b, b.fmul(read(b, at, vector(F32), 4 * LANES * p), factor)) for p in range(2))
             both = b.or_(b.lshr(low, constant(I32, 16)), b.and_(high, constant(I32, -(1 << 16))))
             to = b.add(out, b.mul(loop.index, ir.Constant(I64, 4 * LANES)))
             b.store(both, b.inttoptr(to, both.type.as_pointer()), align=2)
@@ -75,7 +75,7 @@ def pack(typing, source, factor, count, out):
     return types.void(types.intp, types.float32, types.intp, types.intp), generate
 
 
-def _rounded(b: Any, value: Any) -> Any:
+def rounded(b: Any, value: Any) -> Any:
     """float32 as words whose high halves are bfloat16, to nearest even; NaN stays NaN. See numbers.put."""
     bits = b.bitcast(value, vector(I32))
     odd = b.and_(b.lshr(bits, constant(I32, 16)), constant(I32, 1))

@@ -47,7 +47,6 @@ def _arrange(w, s, x, t, out, i, snapped):
     form = FORMATS[name]
     step, shared = form.numbers, form.shared
     block, eight, whole_numbers = shared * LANES, name == "fp8", name == "int8"
-    in_planes, item = spread(shared, x.dtype == types.uint16), x.dtype.bitwidth // 8
     if shared == 1:
 
         def copy(w, s, x, t, out, i, snapped):
@@ -59,6 +58,8 @@ def _arrange(w, s, x, t, out, i, snapped):
                 snap_row(out, i)
 
         return copy
+
+    in_planes, item = spread(shared, x.dtype == types.uint16), x.dtype.bitwidth // 8
 
     def planes(w, s, x, t, out, i, snapped):
         size = x.shape[1]

@@ -89,11 +89,11 @@ def _ask(b: Any, at: Any, stride: Any, width: int, turn: Any) -> None:
 
 @functools.cache
 def mix(name: str, rows: int) -> Any:
-    """An intrinsic (p, p_stride, v, v_stride, count, shrink, before, before_stride, sums, sums_stride, size, next): sums[r] =
-    before[r] * shrink[r] + the sum over i below count of p[r, i] * v[i], for `rows` rows.
+    """An intrinsic (p, p_stride, v, v_stride, count, shrink, before, before_stride, sums, sums_stride, size, following):
+    sums[r] = before[r] * shrink[r] + the sum over i below count of p[r, i] * v[i], for `rows` rows.
 
     All are addresses, strides in bytes; p, shrink, before, sums float32; v in the format, sums in the order of its planes;
-    size: numbers of a row, a multiple of two vectors. AHEAD rows of v from `next` on are asked of memory meanwhile.
+    size: numbers of a row, a multiple of two vectors. AHEAD rows of v from `following` on are asked of memory meanwhile.
     """
     form = FORMATS[name]
     pair = 4 * vector(F32).count * 2  # bytes of two vectors of sums

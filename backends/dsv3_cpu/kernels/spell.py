@@ -15,6 +15,7 @@ from dsv3_cpu.constants import GROUP
 from dsv3_cpu.kernels.atoms import take
 from dsv3_cpu.kernels.lanes import F32, I8, I16, I32, I64, constant, read, splat, vector
 from dsv3_cpu.kernels.numbers import fp8, put, widen
+from dsv3_cpu.kernels.order import rounded
 from dsv3_cpu.kernels.rows import kind
 from dsv3_cpu.processor import LANES
 
@@ -43,14 +44,6 @@ def _int4(b: Any, address: Any, at: Any) -> Any:
 _DECODE = {"fp8": _fp8, "int8": _int8, "int4": _int4}
 
 
-def _rounded(b: Any, value: Any) -> Any:
-    """Finite float32 numbers as bfloat16, to nearest even."""
-    bits = b.bitcast(value, vector(I32))
-    odd = b.and_(b.lshr(bits, constant(I32, 16)), constant(I32, 1))
-    up = b.add(bits, b.add(odd, constant(I32, 0x7FFF)))
-    return b.trunc(b.lshr(up, constant(I32, 16)), vector(I16))
-
-
 @functools.cache
 def _run(name: str, half: bool) -> Any:
     """An intrinsic (w, scale, start, count, out): numbers start to start + count of the row of codes at address w, times scale,
@@ -65,7 +58,7 @@ def _run(name: str, half: bool) -> Any:
                 step = b.mul(loop.index, ir.Constant(I64, LANES))
                 value = b.fmul(_DECODE[name](b, w, b.add(start, step)), factor)
                 to = b.add(out, b.mul(step, ir.Constant(I64, 2 if half else 4)))
-                stored = _rounded(b, value) if half else value
+                stored = b.trunc(b.lshr(rounded(b, value), constant(I32, 16)), vector(I16)) if half else value
                 b.store(stored, b.inttoptr(to, stored.type.as_pointer()), align=2 if half else 4)
             return context.get_dummy_value()
 
