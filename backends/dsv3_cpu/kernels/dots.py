@@ -25,10 +25,12 @@ STREAMS = 4  # rows of a weight that are read at a time
 AHEAD = 512  # bytes further on in each that are asked for: the processor's own guesses end with a page of 4 KiB
 
 
-def rows_beside(columns: int) -> int:
+def rows_beside(name: str, columns: int) -> int:
     """Rows of a weight that so many rows of x are multiplied with at a time: their sums must fit the registers, and AVX-512 has
-    twice as many."""
-    return STREAMS if columns < 3 or LANES == 16 else 2
+    twice as many. Decoding FP8 takes some too."""
+    if columns == 1 or LANES == 16:
+        return STREAMS
+    return 2 if columns > 2 else 3 if name == "fp8" else STREAMS
 
 
 def fma(b: Any, x: Any, y: Any, z: Any) -> Any:
@@ -67,21 +69,26 @@ class Emitter:
         if self.columns == 1 or self.grouped:  # x stays in registers
             x = [[read(b, at, vector(F32), size * p) for p in planes] for at in xs]
             for r, address in enumerate(weights):
-                decoded = self.form.decode(b, address)
+                turns = list(self.form.turns(b, address))
                 factor = splat(b, read(b, scales[r], F32)) if self.grouped else None
                 for c in range(self.columns):
                     if factor is not None:
-                        self.add(self.sums[r, c], factor, self._group(decoded, x[c]))
+                        self.add(self.sums[r, c], factor, self._group([value for _, value in turns], x[c]))
                         continue
-                    for p in planes:
-                        self.add(self.sums[r, c], decoded[p], x[c][p])
-            return
-        rows = [self.form.decode(b, address) for address in weights]
-        for p in planes:
-            for c, at in enumerate(xs):
-                value = read(b, at, vector(F32), size * p)
-                for r in range(self.rows):
-                    self.add(self.sums[r, c], rows[r][p], value)
+                    for p, value in turns:
+                        self.add(self.sums[r, c], value, x[c][p])
+        elif self.columns == 2:  # a decoded row does
+            for r, address in enumerate(weights):
+                turns = list(self.form.turns(b, address))
+                for c, at in enumerate(xs):
+                    for p, value in turns:
+                        self.add(self.sums[r, c], value, read(b, at, vector(F32), size * p))
+        else:  # sums do
+            for beside in zip(*(self.form.turns(b, address) for address in weights), strict=True):
+                for c, at in enumerate(xs):
+                    x_part = read(b, at, vector(F32), size * beside[0][0])
+                    for r, (_, value) in enumerate(beside):
+                        self.add(self.sums[r, c], value, x_part)
 
     def add(self, total: Any, a: Any, b: Any) -> None:
         self.b.store(fma(self.b, a, b, self.b.load(total)), total)

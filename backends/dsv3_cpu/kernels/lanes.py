@@ -9,6 +9,7 @@ processor holds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 from llvmlite import ir
@@ -56,6 +57,10 @@ class Format(ABC):
     def decode(self, b: Any, address: Any) -> list[Any]:
         """The step at an address as vectors of float32."""
 
+    def turns(self, b: Any, address: Any) -> Iterator[tuple[int, Any]]:
+        """`decode`, plane by plane with its number, in the order in which a product adds them up."""
+        yield from enumerate(self.decode(b, address))
+
 
 class Float32(Format):
     planes, size = 4, 16 * LANES
@@ -84,13 +89,16 @@ class Fp8(Format):
     shared = 4
 
     def decode(self, b: Any, address: Any) -> list[Any]:
+        return [value for _, value in sorted(self.turns(b, address), key=lambda turn: turn[0])]
+
+    def turns(self, b: Any, address: Any) -> Iterator[tuple[int, Any]]:
         pairs, kind = ir.VectorType(I16, 2 * LANES), vector(I32)
         codes, mask, up = read(b, address, pairs), constant(I32, 0x87F00000 - (1 << 32)), constant(I32, 16)
-        four = constant(I16, 4, 2 * LANES)
-        odd = b.bitcast(b.ashr(codes, four), kind)
-        even = b.bitcast(b.ashr(b.shl(codes, constant(I16, 8, 2 * LANES)), four), kind)
-        found = b.and_(b.shl(even, up), mask), b.and_(b.shl(odd, up), mask), b.and_(even, mask), b.and_(odd, mask)
-        return [b.bitcast(v, vector(F32)) for v in found]
+        for first in (1, 0):  # the code in the high byte of each pair, which needs no shift first
+            at_top = codes if first else b.shl(codes, constant(I16, 8, 2 * LANES))
+            both = b.bitcast(b.ashr(at_top, constant(I16, 4, 2 * LANES)), kind)
+            yield first, b.bitcast(b.and_(b.shl(both, up), mask), vector(F32))
+            yield first + 2, b.bitcast(b.and_(both, mask), vector(F32))
 
 
 class Int8(Format):

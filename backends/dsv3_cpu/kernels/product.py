@@ -25,7 +25,7 @@ def strip(w, s, e, n, last, x, at, length, width, out):
 def _strip(w, s, e, n, last, x, at, length, width, out):
     name, item, scaled, size_of = kind(w, s), w.dtype.bitwidth // 8, s.ndim == 3, x.dtype.bitwidth // 8
     dot, beside = (dots, rows_beside) if x.dtype == types.float32 else (whole_dots, whole_rows_beside)
-    loops = {columns: _rows_of(dot, name, columns, beside(columns)) for columns in (1, 2, 4)}
+    loops = {columns: _rows_of(dot, name, columns, beside(name, columns)) for columns in (1, 2, 4)}
     one, two, four = loops[1], loops[2], loops[4]
 
     def multiply(w, s, e, n, last, x, at, length, width, out):

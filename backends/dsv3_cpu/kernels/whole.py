@@ -119,7 +119,7 @@ class _Int4:
 _FORMS: dict[str, Any] = {"int8": _Int8(), "int4": _Int4()}
 
 
-def whole_rows_beside(columns: int) -> int:
+def whole_rows_beside(name: str, columns: int) -> int:
     """See `rows_beside`: a product takes more than one register here."""
     return STREAMS if columns == 1 else STREAMS * LANES // (8 * columns)
 
