@@ -99,8 +99,8 @@ class StaticStep:
         shapes |= {"cu_q": (rows + 1,), "cu_k": (rows + 1,), "block_table": (rows, -(-size.max_k // page_size))}
         total = sum(_span(shape) for shape in shapes.values())
         self._host = torch.zeros(total, dtype=torch.int32)
-        self._memory = torch.zeros(total, dtype=torch.int32, device=device)
-        self._views = dict(_views(self._host, shapes))
+        self._memory = self._host.to(device)  # the same where that is the host
+        self._views = {name: view.numpy() for name, view in _views(self._host, shapes)}
         tensors: dict[str, Any] = dict(_views(self._memory, shapes))
         of = bucket(rows)
         self.step = Step(
@@ -114,12 +114,12 @@ class StaticStep:
         """Copy a step into the buffers."""
         full = padded(found, self.rows)
         for name in COPIED:
-            values = torch.tensor(getattr(full, name), dtype=torch.int32)
-            view = self._views[name]
+            values, view = getattr(full, name), self._views[name]
             if name == "block_table":  # what lies beyond a sequence's pages is never read
-                view = view[:, : values.shape[1]]
-            view.copy_(values)
-        self._memory.copy_(self._host)
+                view = view[:, : len(values[0])]
+            view[...] = values
+        if self._memory is not self._host:
+            self._memory.copy_(self._host)
 
 
 def _span(shape: tuple[int, ...]) -> int:

@@ -81,7 +81,7 @@ class Runner:
         if not rows:
             return choices
         raw = self._model.head(_rows(hidden, picked)) if logits is None else _rows(logits, picked)
-        bad = {rows[n].request for n, nan in enumerate(torch.isnan(raw.amax(dim=-1)).tolist()) if nan}
+        bad = {rows[n].request for n, most in enumerate(raw.amax(dim=-1).tolist()) if most != most}
         if bad:
             raw = torch.nan_to_num(raw)
         final, ids = self._model.choose(raw, rows)
@@ -172,9 +172,10 @@ class Runner:
 
 
 def _rows(values: Tensor, picked: list[int]) -> Tensor:
-    """These rows, each once and in their order: the tensor itself where they are all of it."""
-    if len(picked) == values.shape[0]:
-        return values
+    """These rows, each once and in their order: a view where they lie side by side."""
+    first = picked[0]
+    if picked[-1] - first == len(picked) - 1:
+        return values[first : first + len(picked)]
     return values[torch.tensor(picked, device=values.device)]
 
 
