@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
 from dsv3.plugin import LatentCache
-from dsv3_cpu.constants import HEADS
+from dsv3_cpu.constants import HEADS, edge
 from dsv3_cpu.kernels.lanes import FORMATS
 from dsv3_cpu.programs import Kernel, float_word
 from dsv3_cpu.team import crew_size, run
@@ -14,8 +16,6 @@ from dsv3_cpu.views import CODES, DEFAULT, Config, as_indices, dense, index_word
 
 _MOST_SCORES = 1 << 21  # of one tile, all heads
 _KEYS = 256
-_MOST_TASKS = 64
-_LEAST_TASKS, _LEAST_KEYS = 2, 24
 _WIDTH = FORMATS["f32"].numbers  # to whose multiple latents are padded where they are widened
 _absorbed = Kernel("decode.absorbed")
 
@@ -33,32 +33,28 @@ def mla_decode(
     start: int,
     config: Config = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
-    """config: keys, that one task sees, unless that would be too many tasks, or one for few keys."""
+    """config: keys, of a part, see `edge`."""
     q_c, q_pe = dense(q_c), dense(q_pe)
     tokens, heads, rank = q_c.shape
     rope = q_pe.shape[2]
     o, lse = torch.empty_like(q_c), torch.empty(heads, tokens)
     table, lengths, bounds = as_indices(block_table), as_indices(seq_lens), as_indices(cu_q)
     sequences = lengths.shape[0]
-    few, seen = HEADS // 2, max_k - start
-    most = _MOST_TASKS // max(1, sequences * -(-heads // few))
-    splits = max(1, min(-(-seen // config.get("keys", _KEYS)), most))
-    # Few keys are read by two threads sooner than by one.
-    splits = max(splits, min(_LEAST_TASKS // max(1, sequences * -(-heads // HEADS)), seen // _LEAST_KEYS))
+    each = config.get("keys", _KEYS)
+    parts = parts_of(start + max_k, each)
     # All heads that may go over the keys together read them once; where that leaves too few tasks, half of them do.
-    tasks, crew = sequences * splits * -(-heads // HEADS), crew_size()
-    together = HEADS if tasks >= 2 * crew or tasks == crew else few
+    together = HEADS if sequences * parts * -(-heads // HEADS) >= 2 * crew_size() else HEADS // 2
     padded = -(-rank // _WIDTH) * _WIDTH
     direct = cache.scale is None and rank == padded and rope % _WIDTH == 0
     work = tokens * heads * max_k * (rank + rope) // 2
     up = -(-heads // 4) * 4
-    sums = scratch_address(splits * tokens * up * (padded + 2))
-    shape = (splits, tokens, up)
+    sums = scratch_address(parts * tokens * up * (padded + 2))
+    shape = (parts, tokens, up)
     words = (
         q_c.data_ptr(), tokens, heads, rank, q_pe.data_ptr(), tokens, heads, rope, *index_words(table), *index_words(lengths),
         *index_words(bounds), float_word(float(scale)),
-        start, cache.ckv.shape[1], int(direct), *planes(cache), splits, together, sums, *shape, padded,
-        sums + 4 * splits * tokens * up * padded,
+        start, cache.ckv.shape[1], int(direct), *planes(cache), each, together, sums, *shape, padded,
+        sums + 4 * parts * tokens * up * padded,
         *shape, 2, o.data_ptr(), tokens, heads, rank, lse.data_ptr(), heads, tokens,
     )  # fmt: skip
     key = (q_c.dtype, q_pe.dtype, cache.ckv.dtype, cache.kpe.dtype)
@@ -72,6 +68,15 @@ def mla_decode(
 
 
 _programs: dict[tuple[torch.dtype, ...], int] = {}
+
+
+@functools.lru_cache(1024)
+def parts_of(most: int, each: int) -> int:
+    """Parts that so many keys are in."""
+    parts = 1
+    while edge(parts, each) < most:
+        parts += 1
+    return parts
 
 
 def mla_prefill(

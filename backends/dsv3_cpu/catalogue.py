@@ -51,8 +51,8 @@ def _products() -> list[Kernel]:
         found += _by_rows("quant_linear", "linear:quant_linear", scheme, needs)
         found += _by_rows("fused_experts", "experts:fused_experts", scheme, needs)
         found += _dense("grouped_linear", scheme, "experts:grouped_linear", "M", needs)
-        found += _few("mla_prolog", "prolog:mla_prolog", scheme, [needs[0], _CACHE, *needs[1:]])
-        found += _few("moe", "experts:moe_few", scheme, needs)
+        found += _few("mla_prolog", "prolog:mla_prolog", scheme, [needs[0], _CACHE, *needs[1:]], batch_invariant=True)
+        found += _few("moe", "experts:moe_few", scheme, needs, batch_invariant=True)
     return found
 
 
@@ -99,7 +99,8 @@ def _dense(op: str, scheme: str, target: str, rows: str, needs: list[Any]) -> li
 def _attention() -> list[Kernel]:
     real = [DType(name, *_REAL) for name in ("q", "k", "v")]
     return [
-        _kernel("mla_decode", "flash", "attention:mla_decode", DType("q_c", *_REAL), _CACHE, _HALF, configs="cpu_mla_decode"),
+        _kernel("mla_decode", "flash", "attention:mla_decode", DType("q_c", *_REAL), _CACHE, _HALF, configs="cpu_mla_decode",
+                batch_invariant=True),  # fmt: skip
         _kernel("mla_prefill", "tiles", "attention:mla_prefill", *real, graph_safe=False),
         _kernel(
             "mla_prefill",

@@ -22,5 +22,21 @@ WHOLE = {"int8": ("i2", GROUP, 2), "int4": ("i1", 2 * GROUP, 8)}
 SIGMOID, SOFTMAX = 0, 1
 TOP2_SUM, MAX = 0, 1
 
+PART = 64  # keys of the first part of absorbed attention's
 HEADS = 16  # that absorbed attention takes over the same keys together, at most
 CHUNK = 4096  # tokens of the vocabulary that one thread takes at a time in sampling
+
+
+def edge(part: int, each: int) -> int:
+    """The place of the first key of a part in absorbed attention: 0, 64, 128, 256 and so on, twice as far each time, from
+    `each` on, a power of two, as far again, and a 16th to a 32nd of the way where that is more. So few keys are split too,
+    very many are not in too many parts, and what is in a part does not depend on how many follow.
+    """
+    at, width = 0, PART
+    for _ in range(part):
+        at += width
+        if width < each:
+            width = min(at, each)
+        elif at >= 32 * width:
+            width *= 2
+    return at

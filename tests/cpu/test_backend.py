@@ -112,6 +112,17 @@ def test_the_story_is_the_references() -> None:
         assert mine == theirs
 
 
+def test_drafts_change_no_token_of_the_story_as_it_is_run_by_default() -> None:
+    """FP8 weights, bfloat16 in and out: verified tokens are computed as decoded ones are, to the last bit."""
+    prompts = ["Once upon a time", "The little fox", "One day a girl named Lily", "Tom had a red ball"]
+    with dsv3.load("demo", backend="cpu") as model:
+        plain = [model.generate(p, max_new_tokens=90, ignore_eos=True).ids for p in prompts]  # past 64 keys
+        for k in (1, 3):
+            found = [model.generate(p, max_new_tokens=90, ignore_eos=True, draft="mtp", draft_tokens=k) for p in prompts]
+            assert [g.ids for g in found] == plain
+            assert sum(g.stats["accepted"] for g in found) > 0
+
+
 def _in_a_process(code: str, folder: Path) -> str:
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(folder)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)

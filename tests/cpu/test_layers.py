@@ -141,6 +141,31 @@ def test_few_keys_are_split_and_what_was_in_scratch_is_forgotten(
     torch.testing.assert_close(found[0][1], lse, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("start", [0, 1])
+@pytest.mark.parametrize("length", [3, 64, 66, 129, 258, 700])
+def test_a_token_attends_alike_decoded_or_verified_alone_or_beside_a_long_sequence(length: int, start: int) -> None:
+    """To the last bit: where keys are split depends on nothing but their places."""
+    pages, longest = 24, 1500
+    cache = LatentCache(torch.randn(pages, 64, 64).to(torch.bfloat16), torch.randn(pages, 64, 32).to(torch.bfloat16))
+    q_c, q_pe = torch.randn(4, 6, 64).to(torch.bfloat16), torch.randn(4, 6, 32).to(torch.bfloat16)
+
+    def index(*values: object) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.int32)
+
+    def attend(rows: slice, tables: torch.Tensor, lengths: torch.Tensor, bounds: torch.Tensor) -> list[torch.Tensor]:
+        most_q, most_k = int(bounds.diff().max()), int(lengths.max()) - start
+        o, lse = attention.mla_decode(
+            q_c[rows], q_pe[rows], cache, tables, lengths, bounds, most_q, most_k, 0.1, start,
+        )  # fmt: skip
+        return [o, lse]
+
+    table = list(range(pages))[::-1]
+    o, lse = attend(slice(0, 4), index(table, table), index(length, longest), index(0, 3, 4))  # three tokens verified
+    for n in range(3):
+        found = attend(slice(n, n + 1), index(table), index(length - 2 + n), index(0, 1))
+        assert torch.equal(found[0], o[n : n + 1]) and torch.equal(found[1], lse[:, n : n + 1])
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_prefill_in_bfloat16_is_within_its_class(causal: bool) -> None:
     """What runs where the processor multiplies bfloat16; packed sequences, an empty one too, values narrower than keys."""

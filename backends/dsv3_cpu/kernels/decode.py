@@ -1,6 +1,8 @@
 """Absorbed attention over the paged latent cache, with softmax accumulated block by block (Milakov and Gimelshein 2018).
 
 A sequence's keys are split among tasks and a second phase merges what they found, so that one sequence occupies all threads.
+Where they are split depends on their places alone: sums are made in the same order whoever else is in the batch, and whether a
+token is decoded or verified as a draft.
 Where the cache's rows are whole vectors they are multiplied as they lie; else they are widened to float32 first.
 """
 
@@ -11,6 +13,7 @@ from numba.core import types
 
 from dsv3_cpu.compile import inner, overloads
 from dsv3_cpu.constants import HEADS, LINE_BYTES
+from dsv3_cpu.constants import edge as _edge
 from dsv3_cpu.kernels.atoms import fetch, take, wait_for_all
 from dsv3_cpu.kernels.lanes import FORMATS
 from dsv3_cpu.kernels.latent import read
@@ -21,9 +24,9 @@ from dsv3_cpu.processor import LANES
 
 BLOCK = 64  # keys that are met by all heads of a task before the next ones; tasks have multiples of FOUR heads
 NEAR = 16  # keys whose values all heads add up before the next ones: what a core's nearest cache holds
-SHARE = 8  # of whose multiple the keys are that a split of few has; else they are whole blocks
 WIDTH = FORMATS["f32"].numbers  # to whose multiple widened rows are padded
 
+edge = inner(_edge)
 _NOTHING = np.float32(-np.inf)
 ATTEND, MERGE = 0, 1  # phases
 
@@ -148,21 +151,22 @@ def weigh(scores, h, count, largest, total):
 
 def absorbed(
     team, me, crew, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks, scales,
-    sp, ss, splits, together, acc, state, o, lse,
+    sp, ss, each, together, acc, state, o, lse,
 ):  # fmt: skip
     """q_c [T, Nh, R], q_pe [T, Nh, P] -> o [T, Nh, R], lse [Nh, T]. together: heads, up to HEADS, that a task takes. direct:
     rows of the cache are whole vectors, and not FP8.
 
-    acc [splits, T, Nh up to a multiple of four, R up to WIDTH] and state [splits, T, the same, 2] float32: scratch for the sums
-    of every split of the keys, and their largest score and total.
+    each: keys of a part, see `edge`. acc [parts, T, Nh up to a multiple of four, R up to WIDTH] and state [parts, T, the same, 2]
+    float32: scratch for the sums of every part of the keys, and their largest score and total.
     """
     groups = (q_c.shape[1] + together - 1) // together
-    each = splits * groups
+    parts = acc.shape[0]
+    tasks = parts * groups
     p = take(team, ATTEND)
-    while p < lengths.shape[0] * each:
-        s, part, group = p // each, p % each // groups, p % groups
+    while p < lengths.shape[0] * tasks:
+        s, part, group = p // tasks, p % tasks // groups, p % groups
         attend(s, part, group * together, together, q_c, q_pe, table, lengths, bounds, np.float32(scale), start, page_size,
-               direct, latents, lp, ls, keys, kp, ks, scales, sp, ss, splits, acc, state)  # fmt: skip
+               direct, latents, lp, ls, keys, kp, ks, scales, sp, ss, each, acc, state)  # fmt: skip
         p = take(team, ATTEND)
     wait_for_all(team, crew)
     covered = bounds[lengths.shape[0]]
@@ -171,7 +175,7 @@ def absorbed(
     p = take(team, MERGE)
     while p < q_c.shape[0] * heads:
         t, h = p // heads, p % heads
-        merge(acc, state, t, h, 0 if t >= covered or t < bounds[0] else splits, latents, direct, total, o, lse)
+        merge(acc, state, t, h, 0 if t >= covered or t < bounds[0] else parts, latents, direct, total, o, lse)
         p = take(team, MERGE)
 
 
@@ -206,16 +210,16 @@ def widen_rows(latents, at, ls, scales, scale_at, ss, rank, keys, keys_at, ks, r
 
 
 @inner
-def merge(acc, state, t, h, splits, latents, direct, total, o, lse):
-    """The splits of one query and head together; no split that saw a key: zeros and -inf."""
+def merge(acc, state, t, h, parts, latents, direct, total, o, lse):
+    """The parts of one query and head together; no part that saw a key: zeros and -inf."""
     most = _NOTHING
-    for part in range(splits):
+    for part in range(parts):
         if state[part, t, h, 1] != 0:
             largest = state[part, t, h, 0]
             most = largest if largest > most or largest != largest else most
     total[:] = 0
     whole = np.float32(0)
-    for part in range(splits):
+    for part in range(parts):
         if state[part, t, h, 1] != 0:
             factor = exp(state[part, t, h, 0] - most)
             whole += factor * state[part, t, h, 1]
@@ -232,9 +236,9 @@ def merge(acc, state, t, h, splits, latents, direct, total, o, lse):
 @inner
 def attend(
     s, part, h0, together, q_c, q_pe, table, lengths, bounds, scale, start, page_size, direct, latents, lp, ls, keys, kp, ks,
-    scales, sp, ss, splits, acc, state,
+    scales, sp, ss, each, acc, state,
 ):  # fmt: skip
-    """One split of the keys of sequence s, for `together` heads from h0 on: sums into acc[part] and state[part]."""
+    """One part of the keys of sequence s, for `together` heads from h0 on: sums into acc[part] and state[part]."""
     rank, rope = q_c.shape[2], q_pe.shape[2]
     heads = min(together, q_c.shape[1] - h0)
     first, length = np.int64(bounds[s]), np.int64(lengths[s])
@@ -243,11 +247,7 @@ def attend(
     for j in range(queries):
         for h in range(heads):
             state[part, first + j, h0 + h, 0], state[part, first + j, h0 + h, 1] = _NOTHING, 0
-    span = max(0, length - start)
-    each = (span + splits - 1) // splits
-    share = BLOCK if each > 2 * BLOCK else SHARE
-    each = (each + share - 1) // share * share
-    begin, end = start + part * each, min(length, start + (part + 1) * each)
+    begin, end = max(start, edge(part, each)), min(length, edge(part + 1, each))
     if queries <= 0 or begin >= end:
         return
     if direct:
