@@ -99,8 +99,16 @@ def _dense(op: str, scheme: str, target: str, rows: str, needs: list[Any]) -> li
 def _attention() -> list[Kernel]:
     real = [DType(name, *_REAL) for name in ("q", "k", "v")]
     return [
-        _kernel("mla_decode", "flash", "attention:mla_decode", DType("q_c", *_REAL), _CACHE, _HALF, configs="cpu_mla_decode",
-                batch_invariant=True),  # fmt: skip
+        _kernel(
+            "mla_decode",
+            "flash",
+            "attention:mla_decode",
+            DType("q_c", *_REAL),
+            _CACHE,
+            _HALF,
+            configs="cpu_mla_decode",
+            batch_invariant=True,
+        ),
         _kernel("mla_prefill", "tiles", "attention:mla_prefill", *real, graph_safe=False),
         _kernel(
             "mla_prefill",

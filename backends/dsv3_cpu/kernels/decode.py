@@ -156,8 +156,8 @@ def absorbed(
     """q_c [T, Nh, R], q_pe [T, Nh, P] -> o [T, Nh, R], lse [Nh, T]. together: heads, up to HEADS, that a task takes. direct:
     rows of the cache are whole vectors, and not FP8.
 
-    each: keys of a part, see `edge`. acc [parts, T, Nh up to a multiple of four, R up to WIDTH] and state [parts, T, the same, 2]
-    float32: scratch for the sums of every part of the keys, and their largest score and total.
+    each: keys of a part, see `edge`. acc [parts, T, Nh up to a multiple of four, R up to WIDTH] and state [parts, T, the
+    same, 2] float32: scratch for the sums of every part of the keys, and their largest score and total.
     """
     groups = (q_c.shape[1] + together - 1) // together
     parts = acc.shape[0]
