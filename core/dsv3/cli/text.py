@@ -13,5 +13,6 @@ def statistics(stats: Mapping[str, float]) -> str:
     )
     if stats["drafted"]:
         share = stats["accepted"] / stats["drafted"]
-        text += f"; {stats['accepted']:.0f} of {stats['drafted']:.0f} drafts accepted ({share:.0%})"
+        text += f"; {stats['accepted']:.0f} of {stats['drafted']:.0f} drafts accepted ({share:.0%}), "
+        text += f"{stats['new_tokens'] / stats['steps']:.2f} tokens a step"
     return text

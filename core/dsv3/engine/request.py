@@ -20,8 +20,9 @@ TokenLogprobs = tuple[float, list[tuple[int, float]]]
 class Generation:
     """What came of a prompt. ids: new tokens without eos. stats: prompt_tokens, cached_tokens (of the prompt, found in the
     cache), new_tokens, ttft_s (seconds to the first token), prefill_tok_s, decode_tok_s, steps, graph_steps (those of them that
-    replayed a graph), drafted, accepted. logprobs: for every id its log probability and the likeliest [(id, log probability)],
-    where asked for."""
+    replayed a graph), drafted, accepted, tokens_per_step (what drafts gain where a step with them takes as long as one without;
+    compare decode_tok_s for what they gain here). logprobs: for every id its log probability and the likeliest [(id, log
+    probability)], where asked for."""
 
     text: str
     ids: list[int]
@@ -199,6 +200,7 @@ class Request:
             "graph_steps": self.graph_steps,
             "drafted": self.drafted,
             "accepted": self.accepted,
+            "tokens_per_step": self.new / self.steps if self.steps else 0.0,
         }
         logprobs = None if self.sampling.logprobs is None else list(self.logprobs)
         return Generation("".join(self.pieces), self.ids, self.finish_reason or "length", stats, logprobs)
