@@ -138,7 +138,8 @@ def _batch(model: Model, prompts: list[str], options: Mapping[str, Any], argumen
                 print(("\n" if number else "") + result.text, file=out)
         out.flush()
         results += done
-    total = {name: sum(r.stats[name] for r in results) for name in ("prompt_tokens", "new_tokens", "drafted", "accepted", "steps")}
+    counts = ("prompt_tokens", "new_tokens", "drafted", "accepted", "steps")
+    total = {name: sum(r.stats[name] for r in results) for name in counts}
     total["ttft_s"] = results[0].stats["ttft_s"]
     total["decode_tok_s"] = total["new_tokens"] / (time.perf_counter() - start)
     print(statistics(total), file=sys.stderr)
