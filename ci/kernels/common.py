@@ -17,11 +17,13 @@ os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()  # nothing is there yet
 os.environ["NUMBA_OPT"] = "3"  # as it is anyway: but what came with the package is not of this word's making
 
 import dsv3
-from dsv3_cpu import ahead, programs
+from dsv3_cpu import ahead, facts, int8, programs
 
 PROMPTS = ["Once upon a time", "The little fox"]
 LONG = "Once upon a time there was a little fox who lived in the woods. " * 20
 QUANTS = {"int8": "int8-w8a16", "int4": "int4-w4a16"}
+_features = facts.features
+_PRODUCTS = (frozenset[str](), frozenset({"bf16_mm", "int8_mm"}))
 _times: dict[tuple[str, str], float] = {}
 
 
@@ -45,11 +47,27 @@ def used_by(short: bool, quant: str | None = None) -> list[tuple[str, str]]:
     return sorted(set(_times) - before, key=lambda entry: -_times[entry])
 
 
+def on_either(short: bool, quant: str | None = None) -> list[tuple[str, str]]:
+    """What processors use that have no instructions for products, and that have all."""
+    found = []
+    for has in _PRODUCTS:
+        _pretend(has)
+        found += used_by(short, quant)
+    return found
+
+
+def _pretend(has: frozenset[str]) -> None:
+    def features() -> frozenset[str]:
+        return (_features() - _PRODUCTS[1]) | has
+
+    facts.features = int8.features = features  # type: ignore[assignment]
+
+
 def main(path: str) -> None:
     ahead.no_helpers()
     programs.Kernel._load = timed  # type: ignore[method-assign, assignment]
-    lists = {"short": used_by(True), "long": used_by(False)}
-    lists |= {name: used_by(True, quant) + used_by(False, quant) for name, quant in QUANTS.items()}
+    lists = {"short": on_either(True), "long": on_either(False)}
+    lists |= {name: on_either(True, quant) + on_either(False, quant) for name, quant in QUANTS.items()}
     with open(path, "w", encoding="utf-8") as file:
         json.dump(lists, file, indent=1)
         file.write("\n")

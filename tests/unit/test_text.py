@@ -104,7 +104,7 @@ def test_prompts_come_in_all_forms(model: dsv3.Model) -> None:
     assert model.generate("A", max_new_tokens=0).ids == []
     assert one.stats.keys() == {
         "prompt_tokens", "cached_tokens", "new_tokens", "ttft_s", "prefill_tok_s", "decode_tok_s", "steps", "graph_steps",
-        "drafted", "accepted",
+        "drafted", "accepted", "tokens_per_step",
     }  # fmt: skip
 
 
