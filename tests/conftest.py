@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,25 @@ import pytest
 import dsv3  # noqa: F401  # before torch, as in use: see settings.shorten_waits
 
 DATA = os.environ.get("DSV3_TEST_DATA")
+_started = time.monotonic()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--within", type=float, metavar="SECONDS", help="tests that would begin later are skipped, and named")
+    parser.addoption("--turn", type=int, default=0, metavar="N", help="begin with the N-th file, so that all have their turn")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    files = [list(tests) for _, tests in groupby(items, key=lambda item: item.path)]
+    first = config.getoption("turn") % max(1, len(files))
+    items[:] = [item for tests in files[first:] + files[:first] for item in tests]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    limit = item.config.getoption("within")
+    if limit is not None and time.monotonic() - _started > limit:
+        pytest.skip(f"LEFT OUT: {limit:.0f} seconds are over")
 
 
 @pytest.fixture(scope="session", autouse=True)

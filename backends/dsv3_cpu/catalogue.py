@@ -117,7 +117,7 @@ def _attention() -> list[Kernel]:
             *(DType(name, "bfloat16") for name in ("q", "k", "v")),
             Feature("bf16_mm"),
             graph_safe=False,
-            numerics="bf16-p",
+            numerics="bf16-operand",  # for lse too: see there
             priority=1,
         ),
         _kernel("kv_cache_write", "rows", "cache:kv_cache_write", DType("ckv", *_REAL), _CACHE, _HALF, batch_invariant=True),

@@ -4,40 +4,36 @@ import pytest
 
 from dsv3.conformance import run
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-def _passes(level, size, cases=None):
-    report = run("cpu", level=level, size=size, cases=cases)
-    failed = [f"{c.id} on {c.kernel}: {c.message}" for c in report.failed]
+
+@pytest.fixture(scope="module")
+def report():
+    """Of all levels up to L3, at size small."""
+    return run("cpu", level="L3", size="small")
+
+
+def _passed(report, level):
+    cases = [case for case in report.cases if case.level == level]
+    failed = [f"{c.id} on {c.kernel}: {c.message}" for c in cases if c in report.failed]
     assert not failed, "\n".join(failed[:20])
-    return report
+    return [case for case in cases if case.status == "passed"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_all_claimed_operators_pass():
-    report = _passes("L1", "quick")
-    passed = {c.kernel for c in report.cases if c.status == "passed"}
+def test_all_claimed_operators_pass(report):
     claimed = {"cpu.fp8-w8a16", "cpu.int8-w8a16", "cpu.int4-w4a16", "cpu.int8-w8a8", "cpu.none", "cpu.flash", "cpu.chunks"}
-    assert claimed <= passed
+    assert claimed <= {case.kernel for case in _passed(report, "L1")}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_all_claimed_operators_pass_at_size_small():
-    report = _passes("L1", "small")
+def test_every_kernel_that_this_processor_has_the_instructions_for_has_met_a_case(report):
     never = [note for note in report.info["notes"] if "cpu." in note and "needs feature" not in note]
     # No case of v1 has so many tokens for experts with rounded weights; test_products.py does.
-    never = [note for note in never if "-many for fused_experts" not in note]
-    assert not never, "every kernel that this processor has the instructions for has met a case"
+    assert not [note for note in never if "for fused_experts" not in note]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_models_pass():
-    assert [c for c in _passes("L2", "small").cases if c.status == "passed"]
+def test_models_pass(report):
+    assert _passed(report, "L2")
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_serving_passes():
-    assert [c for c in _passes("L3", "small").cases if c.status == "passed"]
+def test_serving_passes(report):
+    assert _passed(report, "L3")
