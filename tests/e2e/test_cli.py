@@ -166,6 +166,19 @@ def test_a_conversation_with_commands() -> None:
     assert prompt_tokens[1] > prompt_tokens[0]  # the history is in the prompt
 
 
+def test_a_conversation_is_saved_and_gone_on_with(tmp_path: Path) -> None:
+    kept, other = tmp_path / "kept.json", tmp_path / "other.json"
+    other.write_text("no JSON")
+    said = f"Tell me\n/save {kept}\n/clear\n/load {kept}\n/load {other}\n/load\n/save a b\n/undo\n/quit\nnot read\n"
+    done = run("chat", "--max-new-tokens", "4", text=said)
+    assert done.returncode == 0 and "not read" not in done.stderr
+    told = [line.rpartition("dsv3: ")[2] for line in done.stderr.splitlines()]
+    assert "1 question and answer" in told and "forgotten; 0 questions and answers are left" in told
+    assert f"error: {other} is no conversation that /save wrote" in told
+    assert "error: /load takes one file name" in told and "error: /save takes one file name" in told
+    assert [m["role"] for m in json.loads(kept.read_text())["messages"]] == ["user", "assistant"]
+
+
 def test_ctrl_c_ends_the_reply_and_not_the_program() -> None:
     process = subprocess.Popen(
         [*DSV3, "run", "--interactive", "--max-new-tokens", "4000", "--ignore-eos"],

@@ -76,7 +76,7 @@ class Conversation:
             "/show": (self._show, "the options, and how long the conversation is"),
             "/save": (self._save, "FILE: write the conversation as JSON"),
             "/load": (self._load, "FILE: go on with a conversation that was saved"),
-            "/exit": (lambda _: True, "end the program"),
+            "/exit": (lambda _: True, "end the program; so does /quit"),
         }
 
     def take(self, text: str) -> bool:
@@ -85,7 +85,7 @@ class Conversation:
         if not name.startswith("/"):
             self._answer(text)
             return True
-        found = self._commands.get(name)
+        found = self._commands.get("/exit" if name == "/quit" else name)
         if found is None:
             _say(f"{name} is no command{nearest(name, self._commands)}; /help lists them")
             return True
@@ -113,7 +113,7 @@ class Conversation:
         if not self.messages:
             raise UsageError("there is nothing to undo")
         del self.messages[-2:]
-        _say(f"forgotten; {len(self.messages) // 2} questions are left")
+        _say(f"forgotten; {_answered(self.messages)} are left")
 
     def _retry(self, words: list[str]) -> None:
         if not self.messages:
@@ -151,28 +151,29 @@ class Conversation:
             _say(f"{name} = {value}")
         if self.messages:
             tokens = len(self.model.chat_ids(self._told(self.messages)))
-            _say(f"{tokens} tokens in {len(self.messages) // 2} questions and answers")
+            _say(f"{tokens} tokens in {_answered(self.messages)}")
 
     def _save(self, words: list[str]) -> None:
-        (name,) = words or [""]
-        if not name:
-            raise UsageError("/save takes a file name")
-        path, part = Path(name).expanduser(), Path(f"{Path(name).expanduser()}.part")
+        path = _file("/save", words)
+        part = path.with_name(f"{path.name}.part")
         found = {"system": self.system, "messages": self.messages}
         part.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", "utf-8")
         os.replace(part, path)
         _say(f"written to {path}")
 
     def _load(self, words: list[str]) -> None:
-        (name,) = words or [""]
-        found = json.loads(Path(name).expanduser().read_text("utf-8"))
+        path = _file("/load", words)
+        try:
+            found = json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError):
+            found = None
         messages: Any = found.get("messages") if isinstance(found, dict) else None
         roles = [m.get("role") for m in messages] if isinstance(messages, list) else [None]
         if roles != ["user", "assistant"] * (len(roles) // 2):
-            raise UsageError(f"{name} is no conversation that /save wrote")
+            raise UsageError(f"{path} is no conversation that /save wrote")
         self.model.chat_ids([*messages, {"role": "user", "content": "?"}])
         self.messages, self.system = messages, found.get("system")
-        _say(f"{len(messages) // 2} questions and answers")
+        _say(_answered(messages))
 
     # -- answers
 
@@ -235,6 +236,17 @@ def _environment() -> dict[str, str]:
 
 def _say(text: str, before: str = "") -> None:
     print(f"{before}dsv3: {text}", file=sys.stderr)
+
+
+def _answered(messages: list[Any]) -> str:
+    count = len(messages) // 2
+    return f"{count} question{'s' * (count != 1)} and answer{'s' * (count != 1)}"
+
+
+def _file(command: str, words: list[str]) -> Path:
+    if len(words) != 1:
+        raise UsageError(f"{command} takes one file name")
+    return Path(words[0]).expanduser()
 
 
 def _ask() -> str | None:
