@@ -5,6 +5,8 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -149,6 +151,60 @@ def test_paths_and_methods(server: Running) -> None:
     assert status == 200 and set(found["paths"]) >= {"/v1/completions", "/v1/chat/completions", "/v1/models"}
 
 
+def test_a_schema_of_many_properties_is_followed_and_one_that_nothing_satisfies_refused(server: Running) -> None:
+    many = schema({"type": "object", "properties": {f"name{n}": {"type": "string"} for n in range(1500)}})
+    status, found = post(server, "/v1/completions", {**TEXT, **many})
+    assert status == 200, found
+    circle = schema({"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"})
+    status, found = post(server, "/v1/completions", {**TEXT, **circle})
+    assert status == 400 and found["error"]["message"] == "the grammar allows nothing"
+
+
+def test_a_grammar_that_becomes_too_costly_on_the_way_is_the_request_s_fault(
+    server: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsv3.engine.grammar._ROW", 100)
+    many = {"type": "object", "properties": {f"name{n}": {"type": "string"} for n in range(60)}}
+    deep = schema({"type": "array", "prefixItems": [{"const": 1}, many], "minItems": 2})
+    for stream in (False, True):
+        status, found = post(server, "/v1/completions", {**TEXT, **deep, "max_tokens": 200, "stream": stream})
+        if stream:
+            (found,) = [json.loads(line[6:]) for line in found.splitlines() if b'"error"' in line]
+        assert (status == 200) is stream and found["error"]["type"] == "invalid_request_error", found
+        assert "the grammar is too costly" in found["error"]["message"]
+
+
+LONG_TEXT = "word and other " * 100_000
+LONG_BODIES: list[tuple[str, dict[str, Any], int]] = [
+    ("/v1/tokenize", {"prompt": LONG_TEXT}, 200), ("/v1/completions", {"prompt": LONG_TEXT}, 400),
+    ("/tokenize", {"messages": [{"role": "user", "content": LONG_TEXT}]}, 200),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": LONG_TEXT}]}, 400),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "body", "status"), LONG_BODIES, ids=[f"{p} {next(iter(b))}" for p, b, _ in LONG_BODIES])
+def test_who_asks_meanwhile_does_not_wait_for_a_long_text_to_be_tokenised(
+    server: Running, path: str, body: dict[str, Any], status: int
+) -> None:
+    waited, asking = [0.0], threading.Event()
+
+    def others() -> None:
+        while not asking.is_set():
+            start = time.perf_counter()
+            assert ask(server.port, "GET", "/health/live")[0] == 200
+            waited.append(time.perf_counter() - start)
+
+    other = threading.Thread(target=others)
+    other.start()
+    time.sleep(0.1)
+    start = time.perf_counter()
+    assert post(server, path, body)[0] == status
+    taken = time.perf_counter() - start
+    asking.set()
+    other.join()
+    assert max(waited) < taken / 2, "the longest wait, beside what tokenising takes"
+
+
 @pytest.fixture(scope="module")
 def locked(demo_model: dsv3.Model) -> Iterator[Running]:
     running = Running(demo_model, keys=("secret-one", "secret-two"))
@@ -191,8 +247,6 @@ def test_tenants_do_not_share_what_the_cache_knows(locked: Running) -> None:
 
 
 def test_too_many_are_told_to_come_later(demo_model: dsv3.Model) -> None:
-    import threading
-
     running = Running(demo_model, limits=Limits(queue=2), most=1)
     try:
         codes: list[int] = []

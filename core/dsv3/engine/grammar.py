@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from dsv3.engine.text import Tokenizer
-from dsv3.errors import Dsv3Error, UsageError
+from dsv3.errors import UsageError
 
+_ROW = 20_000  # items of the parser: 2,000, its default, are too few for the properties that 64 KiB of schema can name
 _SPACE = r"\n?[ \t]{0,16}"  # an end to it, which small models do not find
 
 
@@ -37,12 +38,15 @@ class Grammar:
                 grammar = llguidance.LLMatcher.grammar_from_regex(text)
             else:
                 grammar = llguidance.LLMatcher.grammar_from_lark(text)
-            matcher = llguidance.LLMatcher(tokenizer.for_grammars, grammar, log_level=0)
+            limits = llguidance.LLParserLimits(max_items_in_row=_ROW)
+            matcher = llguidance.LLMatcher(tokenizer.for_grammars, grammar, log_level=0, limits=limits)
         except ValueError as error:
             raise UsageError(f"grammar ({kind}): {error}") from error
         if matcher.is_error():
             raise UsageError(f"grammar ({kind}): {matcher.get_error().strip()}")
-        return cls(matcher, vocabulary)
+        found = cls(matcher, vocabulary)
+        found._mask()  # what cannot even begin is said now
+        return found
 
     @property
     def finished(self) -> bool:
@@ -50,13 +54,13 @@ class Grammar:
         return bool(self._matcher.is_stopped())
 
     def accept(self, token: int) -> None:
-        """Take a token that was allowed. Dsv3Error where the grammar has become too costly."""
+        """Take a token that was allowed. UsageError where the grammar has become too costly."""
         self._matcher.consume_token(token)
         self._check()
 
     def masks(self, drafts: Sequence[int]) -> list[Tensor]:
         """Which tokens are allowed next (bool [V]), and after each draft, up to the first draft that is not allowed itself.
-        Dsv3Error where the grammar has become too costly."""
+        UsageError where the grammar has become too costly."""
         found, tried = [self._mask()], 0
         for token in drafts:
             if not bool(found[-1][token]) or not self._matcher.consume_token(token):
@@ -71,8 +75,10 @@ class Grammar:
 
     def _check(self) -> None:
         """The library says nothing by itself: a matcher that failed allows the end alone."""
-        if self._matcher.is_error():
-            raise Dsv3Error(f"the grammar failed: {self._matcher.get_error().strip().splitlines()[0]}")
+        if not self._matcher.is_error():
+            return
+        why = self._matcher.get_error().strip().splitlines()[0]
+        raise UsageError("the grammar allows nothing" if "NoExtension" in why else f"the grammar is too costly: {why}")
 
     def _mask(self) -> Tensor:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)

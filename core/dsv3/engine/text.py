@@ -11,6 +11,7 @@ from dsv3.checkpoint.layout import read_json, read_text
 from dsv3.errors import CheckpointError, UsageError
 
 _REPLACEMENT = "\ufffd"
+_LONG = 1 << 14  # characters that take longer to encode than others should wait
 _WINDOW = 64  # tokens decoded anew with each one, at most, while a character is unfinished
 _ENCODER = Path("encoding", "encoding_dsv32.py")
 
@@ -93,30 +94,30 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids, BOS first (once). UsageError for text that is no Unicode (lone surrogates)."""
-        check_unicode(text)
-        ids = list(self._inner.encode(text).ids)
+        ids = _encoded(self._inner, text, True)
         if self.bos is not None and ids[:1] != [self.bos]:
             ids.insert(0, self.bos)
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
         """Token ids of text that already holds its special tokens."""
-        check_unicode(text)
-        return list(self._inner.encode(text, add_special_tokens=False).ids)
+        return _encoded(self._inner, text, False)
 
     def encode_literal(self, text: str) -> list[int]:
         """Token ids of text in which nothing is a special token, whatever it looks like.
 
         The library's `encode_special_tokens` would leave the added tokens that are not marked special, and it is a mode that
-        threads would share. This goes past the added tokens altogether: normalise, split, then the model's own merges.
+        threads would share. This is by a tokenizer without added tokens: it normalises, splits, and has the same merges.
         """
-        check_unicode(text)
-        if self._inner.normalizer is not None:
-            text = self._inner.normalizer.normalize_str(text)
-        split = self._inner.pre_tokenizer
-        pieces = [text] if split is None else [piece for piece, _ in split.pre_tokenize_str(text)]
-        model = self._inner.model
-        return [int(token.id) for piece in pieces for token in model.tokenize(piece)]
+        return _encoded(self._bare, text, False)
+
+    @functools.cached_property
+    def _bare(self) -> Any:
+        found = type(self._inner)(self._inner.model)
+        for part in ("normalizer", "pre_tokenizer"):
+            if getattr(self._inner, part) is not None:
+                setattr(found, part, getattr(self._inner, part))
+        return found
 
     def silent(self, token: int) -> bool:
         """Whether `decode` leaves this id out."""
@@ -124,7 +125,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are left out."""
-        return str(self._inner.decode([int(i) for i in ids], skip_special_tokens=True))
+        found = [int(i) for i in ids]
+        if len(found) < _LONG:
+            return str(self._inner.decode(found, skip_special_tokens=True))
+        return str(self._inner.decode_batch([found], skip_special_tokens=True)[0])
 
     def piece_text(self, token: int) -> str:
         """One token as text, special ones by their names; U+FFFD for bytes that are no character by themselves."""
@@ -137,6 +141,14 @@ class Tokenizer:
         if name is not None and all(letter in table for letter in name):
             return bytes(table[letter] for letter in name)
         return self.piece_text(token).encode("utf-8", "replace")
+
+
+def _encoded(inner: Any, text: str, special: bool) -> list[int]:
+    """The library keeps Python's lock while it encodes one text, seconds for megabytes, and gives it back for a batch."""
+    check_unicode(text)
+    if len(text) < _LONG:
+        return list(inner.encode(text, add_special_tokens=special).ids)
+    return list(inner.encode_batch_fast([text], add_special_tokens=special)[0].ids)
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -54,8 +55,8 @@ def _routes() -> list[Route]:
         Route("/v1/completions", completions, methods=["POST"]),
         Route("/v1/models", models),
         Route("/v1/models/{name:path}", model),
-        Route("/v1/tokenize", tokenize, methods=["POST"]),
-        Route("/v1/detokenize", detokenize, methods=["POST"]),
+        *(Route(f"{root}/tokenize", tokenize, methods=["POST"]) for root in ("/v1", "")),
+        *(Route(f"{root}/detokenize", detokenize, methods=["POST"]) for root in ("/v1", "")),
         Route("/v1/experts", experts),
         Route("/health/live", live),
         Route("/health/ready", ready),
@@ -92,7 +93,10 @@ async def tokenize(http: HttpRequest) -> Response:
     service.check_model(body.model)
     if (body.prompt is None) == (body.messages is None):
         raise bad("give either prompt or messages", "prompt")
-    ids = service.tokenizer.encode(body.prompt) if body.prompt is not None else (await prompt_of(service, body.messages)).ids
+    if body.prompt is not None:
+        ids = await asyncio.to_thread(service.tokenizer.encode, body.prompt)
+    else:
+        ids = (await prompt_of(service, body.messages)).ids
     return JSONResponse({"tokens": ids, "count": len(ids), "max_model_len": service.context})
 
 
@@ -102,7 +106,7 @@ async def detokenize(http: HttpRequest) -> Response:
     wrong = next((t for t in body.tokens if t >= service.model.config.vocab_size), None)
     if wrong is not None:
         raise bad(f"token id {wrong} is outside the vocabulary of {service.model.config.vocab_size}", "tokens")
-    return JSONResponse({"prompt": service.tokenizer.decode(body.tokens)})
+    return JSONResponse({"prompt": await asyncio.to_thread(service.tokenizer.decode, body.tokens)})
 
 
 async def experts(http: HttpRequest) -> Response:

@@ -51,8 +51,9 @@ class _Answer(Answer[CompletionRequest]):
             options["grammar"] = grammar
         found: list[Request] = []
         for prompt in prompts:
+            ids = await service.prompt_ids(prompt)
             for seed in seeds(body.seed, n):
-                found += await service.requests([prompt], {**options, "seed": seed}, salt)
+                found += await service.requests([ids], {**options, "seed": seed}, salt)
             self.echoed += [self._shown(prompt)] * n
         return found
 

@@ -7,9 +7,9 @@ import functools
 import hashlib
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from dsv3.engine.chat import ChatFormat
 from dsv3.engine.engine import Engine
@@ -20,6 +20,8 @@ from dsv3.errors import Dsv3Error, UsageError
 from dsv3.server.errors import ApiError, bad
 from dsv3.server.limits import STREAM_BYTES, Limits
 from dsv3.server.metrics import Metrics
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -106,9 +108,16 @@ class Service:
             raise ApiError(404, f"the model {name!r} does not exist; this server has {self.name!r}", "model", "model_not_found")
 
     async def requests(self, prompts: Sequence[Any], options: dict[str, Any], salt: bytes) -> list[Request]:
-        """Checked requests; tokenising and compiling a grammar is not done by the loop."""
+        """Checked requests; compiling a grammar is not done by the loop."""
+        return await self._aside(self.model.requests, prompts, options, salt)
+
+    async def prompt_ids(self, prompt: Any) -> list[int]:
+        """Of a text or of ids, checked; tokenising is not done by the loop."""
+        return await self._aside(self.model.prompt_ids, prompt)
+
+    async def _aside(self, work: Callable[..., T], *arguments: Any) -> T:
         try:
-            return await asyncio.to_thread(self.model.requests, prompts, options, salt)
+            return await asyncio.to_thread(work, *arguments)
         except UsageError as error:
             code = "context_length_exceeded" if "this model reads at most" in str(error) else None
             raise bad(str(error), code=code) from error
@@ -148,6 +157,8 @@ class Service:
             if piece.done:
                 open_ -= 1
                 request = flight.requests[piece.index]
+                if isinstance(request.error, UsageError):  # such as a grammar that became too costly
+                    raise bad(str(request.error))
                 if request.status is Status.ABORTED:
                     raise ApiError(500, f"the generation failed: {request.error or 'it was ended'}")
             yield piece
