@@ -89,6 +89,12 @@ def test_seeds_repeat_and_differ(model: dsv3.Model) -> None:
     assert len(free) > 1
 
 
+@pytest.mark.parametrize("prompts", [{"a": 1}, 5, None, b"abc", [1.5], [[True]]])
+def test_what_is_no_prompt_is_refused(model: dsv3.Model, prompts: object) -> None:
+    with pytest.raises(dsv3.UsageError, match=r"prompts is|token id"):
+        model.generate(prompts, max_new_tokens=1)
+
+
 def test_a_tiny_top_p_is_greedy(model: dsv3.Model) -> None:
     wanted = model.generate("The king", max_new_tokens=15).ids
     assert model.generate("The king", max_new_tokens=15, temperature=2.0, top_p=1e-9, seed=4).ids == wanted

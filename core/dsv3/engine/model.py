@@ -317,7 +317,7 @@ class Model(Executor):
 
 def _prompts(prompts: Any) -> tuple[bool, list[Any]]:
     """Whether it is one prompt, and all of them."""
-    if not hasattr(prompts, "__len__") or not hasattr(prompts, "__getitem__"):
+    if not hasattr(prompts, "__len__") or not hasattr(prompts, "__getitem__") or isinstance(prompts, Mapping):
         raise UsageError(f"prompts is {prompts!r}; expected a string, a list of token ids, or a list of either")
     single = isinstance(prompts, str) or (len(prompts) > 0 and is_integer(prompts[0]))
     return single, [prompts] if single else list(prompts)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from dsv3.errors import UsageError
 
@@ -94,7 +94,7 @@ def check_options(**options: Any) -> Sampling:
 _DEFAULTS: dict[str, Any] = {name: f.default for name, f in Sampling.__dataclass_fields__.items()} | {"seed": None}
 
 
-def _wrong(name: str, value: Any, expected: str) -> None:
+def _wrong(name: str, value: Any, expected: str) -> NoReturn:
     raise UsageError(f"{name} is {value!r}; expected {expected}")
 
 
@@ -125,7 +125,10 @@ def _stops(stop: Any) -> tuple[str, ...]:
 
 def _biases(biases: Any) -> tuple[tuple[int, float], ...]:
     """{token id: number added to its logit}."""
-    found = list(biases.items() if isinstance(biases, Mapping) else biases)
+    try:
+        found = [(token, value) for token, value in (biases.items() if isinstance(biases, Mapping) else biases)]
+    except (TypeError, ValueError):
+        _wrong("logit_bias", biases, "a mapping of token ids to numbers")
     if len(found) > MAX_BIASES:
         raise UsageError(f"logit_bias has {len(found)} entries; at most {MAX_BIASES} are taken")
     for token, value in found:
