@@ -130,6 +130,24 @@ def test_written_out_weights_are_the_dequantised(quant: str, dtype: torch.dtype)
     assert torch.equal(got, real(w)[20:53].to(torch.float32).to(dtype))
 
 
+@given(st.integers(1, 1 << 20))
+def test_rows_are_padded_by_an_eighth_at_most_and_to_few_numbers(rows: int) -> None:
+    padded = linear.padded_rows(rows)
+    assert rows <= padded <= max(rows * 9 // 8 + 1, -(-rows // 16) * 16) and linear.padded_rows(padded) == padded
+    assert len({linear.padded_rows(n) for n in range(1, 2049)}) < 50
+
+
+def test_padded_rows_change_no_other_row_s_result() -> None:
+    x, w = torch.randn(37, 64, dtype=torch.bfloat16), torch.randn(48, 64, dtype=torch.bfloat16)
+    prepared = Prepared("canonical", "none", (48, 64), {"weight": w})
+    y = linear.quant_linear_bf16(x, prepared)
+    wanted = x.to(torch.float64) @ w.to(torch.float64).t()
+    assert y.shape == (37, 48) and torch.allclose(y.to(torch.float64), wanted, rtol=2**-7, atol=2**-7)
+    x[5] = float("nan")
+    found = linear.quant_linear_bf16(x, prepared)
+    assert found[5].isnan().all() and torch.equal(found[6:], y[6:])
+
+
 @pytest.mark.parametrize("quant", WEIGHT_ONLY)
 def test_products_in_bfloat16_are_within_their_class(quant: str) -> None:
     """What runs where the processor multiplies bfloat16 in hardware; torch computes the same elsewhere, slowly."""
