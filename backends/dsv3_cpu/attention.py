@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import torch
 from torch import Tensor
@@ -112,27 +113,43 @@ def mla_prefill_bf16(
     scale: float,
     causal: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Where there are instructions for products of bfloat16: torch's flash attention, sequence by sequence, where it knows the
-    mask and nothing is hidden that may not be multiplied by 0; else `mla_prefill`.
+    """Where there are instructions for products of bfloat16: torch's flash attention, sequence by sequence, over the keys that
+    all queries see and then over those that are the queries' own; `mla_prefill` where something is hidden that may not be
+    multiplied by 0.
 
     torch's exponential there has 20 bits, where its vectors are of AVX-512: lse is off by up to 6e-5, o by less than it is
     rounded by."""
-    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
-    square = not causal or bounds_q == bounds_k
-    if not square or v.shape[2] > q.shape[2] or not bool(torch.isfinite(v).all()):
+    if v.shape[2] > q.shape[2] or not math.isfinite(v.sum(dtype=torch.float32)):
         return mla_prefill(q, k, v, cu_q, cu_k, max_q, max_k, scale, causal)
     o = torch.zeros(q.shape[0], q.shape[1], v.shape[2], dtype=q.dtype)
     lse = torch.full((q.shape[1], q.shape[0]), float("-inf"))
     # It wants one width for all three.
     v = torch.nn.functional.pad(v, (0, q.shape[2] - v.shape[2]))
+    bounds_q, bounds_k = cu_q.tolist(), cu_k.tolist()
     for s in range(len(bounds_q) - 1):
-        rows, keys = slice(*bounds_q[s : s + 2]), slice(*bounds_k[s : s + 2])
-        qs, ks, vs = (t.transpose(0, 1)[None] for t in (q[rows], k[keys], v[keys]))
-        if qs.shape[2] and ks.shape[2]:
-            found, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(qs, ks, vs, 0.0, causal, scale=scale)
-            o[rows] = found[0].transpose(0, 1)[..., : o.shape[2]]
-            lse[:, rows] = sums[0].view(lse.shape[0], -1)
+        (first, last), (start, end) = bounds_q[s : s + 2], bounds_k[s : s + 2]
+        if causal:  # queries before the first key see nothing
+            first = max(first, last - (end - start))
+        own = end - (last - first) if causal else end
+        if last == first or end == start:
+            continue
+        found: list[tuple[Tensor, Tensor]] = []
+        for keys, hides in ((slice(start, own), False), (slice(own, end), True)):
+            if keys.stop > keys.start:
+                qs, ks, vs = (t.transpose(0, 1)[None] for t in (q[first:last], k[keys], v[keys]))
+                part, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(qs, ks, vs, 0.0, hides, scale=scale)
+                found.append((part[0], sums[0].view(q.shape[1], -1)))
+        part, sums = found[0] if len(found) == 1 else _merged(*found)
+        o[first:last] = part.transpose(0, 1)[..., : o.shape[2]]
+        lse[:, first:last] = sums
     return o, lse
+
+
+def _merged(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Of [Nh, n, D] and lse [Nh, n] over some keys, and over others."""
+    lse = torch.logaddexp(one[1], two[1])
+    o = one[0] * (one[1] - lse).exp_()[..., None]
+    return o.addcmul_(two[0], (two[1] - lse).exp_()[..., None]), lse
 
 
 def _sequence(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, o: Tensor, lse: Tensor) -> None:
@@ -149,11 +166,13 @@ def _sequence(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, o: Te
         if seen <= 0:
             continue
         scores = torch.matmul(q[:, first:last], k[:, :seen].transpose(1, 2)).mul_(scale)
-        if causal and last - first > 1:
+        if causal and last - first > 1:  # all of these see the keys before the first's own
+            own = scores[:, :, max(0, m - n + first) :]
             limit = torch.arange(first, last)[:, None] + (m - n)
-            scores.masked_fill_(torch.arange(seen)[None] > limit, float("-inf"))
-        sums = torch.logsumexp(scores, dim=-1)
-        shift = torch.where(torch.isneginf(sums), torch.zeros_like(sums), sums)
-        p = scores.sub_(shift[..., None]).exp_()
-        o[first:last] = torch.matmul(p, v[:, :seen]).transpose(0, 1).to(o.dtype)
-        lse[:, first:last] = sums
+            own.masked_fill_(torch.arange(seen - own.shape[2], seen) > limit, float("-inf"))
+        top = scores.amax(dim=-1, keepdim=True)
+        p = scores.sub_(top.masked_fill(top.isneginf(), 0)).exp_()
+        sums = p.sum(dim=-1, keepdim=True)
+        values = torch.matmul(p, v[:, :seen]).div_(sums.clamp_min(torch.finfo(sums.dtype).tiny))
+        o[first:last] = values.transpose(0, 1).to(o.dtype)
+        lse[:, first:last] = sums.log_().add_(top)[..., 0]
