@@ -39,6 +39,8 @@ async def prompt_of(
         return await asyncio.to_thread(service.chat.prompt, found, tools=offered, thinking=thinking)
     except UsageError as error:
         raise bad(str(error), "messages") from error
+    except RecursionError as error:  # arguments of a call, as JSON
+        raise bad("messages: something is nested too deeply", "messages") from error
 
 
 class _Answer(Answer[ChatRequest]):

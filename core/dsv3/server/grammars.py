@@ -46,6 +46,7 @@ def _markup(marker: str, tools: list[dict[str, Any]]) -> str:
     for n, tool in enumerate(tools):
         function = tool["function"]
         schema = function.get("parameters") or {}
+        _check_parameters(function["name"], schema)
         shared = {name: schema[name] for name in ("$defs", "definitions") if name in schema}
         lines, required = [], schema.get("required") or []
         properties = schema.get("properties") or {}
@@ -67,6 +68,27 @@ def _markup(marker: str, tools: list[dict[str, Any]]) -> str:
     free = f'"<" {marker} /parameter name="[^"\\n<>]+" string="true">/ {_text_of({})} {marker} "parameter>\\n"'
     start = f'"<" {marker} "function_calls>\\n<" {marker} ({" | ".join(names)})'
     return "\n".join([f"start: {start}", *rules, f"free: {free}"])
+
+
+def _check_parameters(name: str, schema: dict[str, Any]) -> None:
+    """ApiError for what is no schema of an object's properties, as far as V3.2's markup is made from it."""
+
+    def need(good: bool, what: str) -> None:
+        if not good:
+            raise bad(f"tools: parameters of {name!r}: {what}", "tools")
+
+    properties, required = schema.get("properties") or {}, schema.get("required") or []
+    need(isinstance(properties, dict), "properties must be an object")
+    need(isinstance(required, list) and all(isinstance(r, str) for r in required), "required must be a list of names")
+    for key, value in properties.items():
+        if isinstance(value, dict):
+            kinds = value.get("type", "any")
+            kinds = kinds if isinstance(kinds, list) else [kinds]
+            need(all(isinstance(kind, str) for kind in kinds), f"type of {key!r} must be a name, or a list of names")
+            need(isinstance(value.get("enum", []), list), f"enum of {key!r} must be a list")
+            for bound in ("minLength", "maxLength"):
+                good = type(value.get(bound, 0)) is int and value.get(bound, 0) >= 0
+                need(good, f"{bound} of {key!r} must be a whole number of at least 0")
 
 
 def _parameter(marker: str, name: str, string: bool, value: str) -> str:
