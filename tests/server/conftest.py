@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
 import uvicorn
 
 import dsv3
+from tests.support.checkpoints import TINY, random_tensors, write_hf
+from tests.support.tokenizers import deepseek_folder, v32_tokenizer
 
 
 class Running:
@@ -47,6 +51,20 @@ class Running:
 @pytest.fixture(scope="package")
 def demo_model() -> dsv3.Model:
     return dsv3.load("demo", dtype="float32")
+
+
+@pytest.fixture(scope="package")
+def deepseek_model(tmp_path_factory: pytest.TempPathFactory) -> dsv3.Model:
+    """A random model with DeepSeek's own tokenizer: what it says is noise, with the real markers."""
+    folder = tmp_path_factory.mktemp("deepseek") / "deepseek"
+    config = {
+        **TINY, "vocab_size": 129280, "hidden_size": 64, "max_position_embeddings": 2048, "num_nextn_predict_layers": 0,
+        "bos_token_id": 0, "eos_token_id": 1,
+    }  # fmt: skip
+    write_hf(folder, config, random_tensors(config, dtype=torch.float32))
+    shutil.copy(deepseek_folder() / "tokenizer_config.json", folder)
+    (folder / "tokenizer.json").write_text(v32_tokenizer().to_json(), encoding="utf-8")
+    return dsv3.load(str(folder), dtype="float32")
 
 
 @pytest.fixture(scope="module")

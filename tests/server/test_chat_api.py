@@ -5,18 +5,14 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 from openai import BadRequestError, OpenAI
 
 import dsv3
 from tests.server.conftest import Running
-from tests.support.checkpoints import TINY, random_tensors, write_hf
-from tests.support.tokenizers import deepseek_folder, v32_tokenizer
 
 TOOLS: list[Any] = [
     {
@@ -34,23 +30,10 @@ TOOLS: list[Any] = [
 ASK: list[Any] = [{"role": "user", "content": "What will it be like?"}]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> dsv3.Model:
-    folder = tmp_path_factory.mktemp("deepseek") / "deepseek"
-    config = {
-        **TINY, "vocab_size": 129280, "hidden_size": 64, "max_position_embeddings": 2048, "num_nextn_predict_layers": 0,
-        "bos_token_id": 0, "eos_token_id": 1,
-    }  # fmt: skip
-    write_hf(folder, config, random_tensors(config, dtype=torch.float32))
-    shutil.copy(deepseek_folder() / "tokenizer_config.json", folder)
-    (folder / "tokenizer.json").write_text(v32_tokenizer().to_json(), encoding="utf-8")
-    return dsv3.load(str(folder), dtype="float32")
-
-
 @pytest.fixture(params=["deepseek_v3", "deepseek_v31", "deepseek_v32"])
-def client(request: pytest.FixtureRequest, model: dsv3.Model) -> Iterator[OpenAI]:
-    model.chat_family, model._chat = request.param, None
-    running = Running(model)
+def client(request: pytest.FixtureRequest, deepseek_model: dsv3.Model) -> Iterator[OpenAI]:
+    deepseek_model.chat_family, deepseek_model._chat = request.param, None
+    running = Running(deepseek_model)
     yield OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0)
     running.stop()
 
@@ -115,14 +98,14 @@ def test_a_tool_is_called_as_its_parameters_say(client: OpenAI, choice: Any) -> 
     assert ask(client, tools=TOOLS, messages=told, max_tokens=5).choices[0].message.content is not None
 
 
-def test_reasoning_is_set_apart_and_an_answer_has_its_form(client: OpenAI, model: dsv3.Model) -> None:
-    if model.chat_family == "deepseek_v3":
+def test_reasoning_is_set_apart_and_an_answer_has_its_form(client: OpenAI, deepseek_model: dsv3.Model) -> None:
+    if deepseek_model.chat_family == "deepseek_v3":
         with pytest.raises(BadRequestError, match="thinking"):
             ask(client, extra_body={"thinking": True})
         return
     plain = ask(client, extra_body={"thinking": True}).choices[0].message
     assert plain.model_extra["reasoning_content"] and not plain.content, "it never says that it has thought enough"
-    end = model.tokenizer.token_id("</think>")
+    end = deepseek_model.tokenizer.token_id("</think>")
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer", "minimum": 10, "maximum": 99}}}
     found = ask(client, logit_bias={str(end): 100}, response_format=form, extra_body={"thinking": True}).choices[0]
     assert 10 <= int(found.message.content) <= 99 and found.finish_reason == "stop"
@@ -149,3 +132,51 @@ def test_wrong_conversations_are_explained(client: OpenAI) -> None:
             ask(client, messages=messages)
     with pytest.raises(BadRequestError, match="no tool 'other'"):
         ask(client, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "other"}})
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_does_not_break_a_call(client: OpenAI, stream: bool) -> None:
+    stop = ['"', "city", "}", "<"]
+    whole = ask(client, tools=TOOLS, tool_choice="required", max_tokens=300).choices[0].message.tool_calls[0].function
+    found = ask(client, stream, tools=TOOLS, tool_choice="required", max_tokens=300, stop=stop)
+    if stream:
+        message, reason = joined(found)
+        call = message["tool_calls"][0]
+    else:
+        reason, function = found.choices[0].finish_reason, found.choices[0].message.tool_calls[0].function
+        call = {"name": function.name, "arguments": function.arguments}
+    assert (reason, call) == ("tool_calls", {"name": whole.name, "arguments": whole.arguments})
+
+
+def test_a_call_cut_off_anywhere_shows_no_markup(client: OpenAI) -> None:
+    for tokens in range(1, 40):
+        found = ask(client, tools=TOOLS, tool_choice="required", max_tokens=tokens).choices[0]
+        assert not found.message.content, (tokens, found)
+        said = "".join(c.function.name + c.function.arguments for c in found.message.tool_calls or [])
+        assert "｜" not in said and "invoke" not in said and "parameter" not in said, (tokens, said)
+
+
+def test_answers_share_a_prompt_and_what_was_cached_of_it(client: OpenAI) -> None:
+    long = [{"role": "user", "content": "What will it be like? " * 20}]
+    for _ in range(2):
+        usage = ask(client, messages=long, n=4, max_tokens=2).usage
+        assert 0 <= usage.prompt_tokens_details.cached_tokens < usage.prompt_tokens
+    assert usage.prompt_tokens_details.cached_tokens > 0 and usage.completion_tokens == 8
+
+
+def test_an_assistant_that_refused_said_so(client: OpenAI) -> None:
+    user, then = {"role": "user", "content": "a"}, {"role": "user", "content": "b"}
+    counts = []
+    for said in (
+        {"content": "I will not"}, {"content": None, "refusal": "I will not"},
+        {"content": [{"type": "refusal", "refusal": "I will not"}]},
+    ):  # fmt: skip
+        counts.append(ask(client, messages=[user, {"role": "assistant", **said}, then], max_tokens=1).usage.prompt_tokens)
+    assert len(set(counts)) == 1
+
+
+def test_wrong_parameters_are_named_without_dsv3s_own_grammar(client: OpenAI) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "x"}}}}}
+    with pytest.raises(BadRequestError) as caught:
+        ask(client, tools=[tool], tool_choice="required")
+    assert caught.value.param == "tools" and caught.value.body["message"] == "tools: parameters of 'f': Invalid type: x"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -53,26 +54,26 @@ def schema(value: Any) -> dict[str, Any]:
 TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/completions", {"n": 17}, "n"), ("/v1/completions", {"n": 0}, "n"), ("/v1/completions", {"temperature": -1}, "temperature"),
-    ("/v1/completions", {"temperature": 1e9}, "temperature"), ("/v1/completions", {"top_p": 0}, "top_p"),
+    ("/v1/completions", {"temperature": 1e9}, "temperature"), ("/v1/completions", {"top_p": -0.1}, "top_p"),
     ("/v1/completions", {"top_p": 1.01}, "top_p"), ("/v1/completions", {"stop": ["a"] * 5}, "stop"),
     ("/v1/completions", {"stop": "a" * 129}, "stop"), ("/v1/completions", {"stop": [""]}, "stop[0]"),
     ("/v1/completions", {"logprobs": 21}, "logprobs"), ("/v1/completions", {"logit_bias": {"x": 1}}, "logit_bias"),
-    ("/v1/completions", {"logit_bias": {str(i): 1 for i in range(1025)}}, None), ("/v1/completions", {"logit_bias": {"99999": 1}}, None),
+    ("/v1/completions", {"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias"), ("/v1/completions", {"logit_bias": {"99999": 1}}, "logit_bias"),
     ("/v1/completions", {"presence_penalty": 2.1}, "presence_penalty"), ("/v1/completions", {"frequency_penalty": -3}, "frequency_penalty"),
     ("/v1/completions", {"max_tokens": -1}, "max_tokens"), ("/v1/completions", {"prompt": []}, "prompt"),
-    ("/v1/completions", {"prompt": [99999]}, None), ("/v1/completions", {"prompt": [[1], "a"]}, "prompt"),
+    ("/v1/completions", {"prompt": [99999]}, "prompt"), ("/v1/completions", {"prompt": [[1], "a"]}, "prompt"),
     ("/v1/completions", {"prompt": [1.5]}, "prompt"), ("/v1/completions", {"suffix": "x"}, "suffix"),
     ("/v1/completions", {"prompt": ["a"] * 65}, "prompt"), ("/v1/completions", {"draft_tokens": 9}, "draft_tokens"),
-    ("/v1/completions", {"prompt": "word " * 5000}, None), ("/v1/completions", {"maxtokens": 3}, "maxtokens"),
+    ("/v1/completions", {"prompt": "word " * 5000}, "prompt"), ("/v1/completions", {"maxtokens": 3}, "maxtokens"),
     ("/v1/completions", {"stream_options": {"x": 1}}, "stream_options.x"), ("/v1/completions", schema(nested(40)), "response_format"),
-    ("/v1/completions", schema({"enum": ["x" * 70000]}), "response_format"), ("/v1/completions", schema({"type": "nothing"}), None),
-    ("/v1/completions", {"response_format": {"type": "regex", "regex": "(?=x)"}}, None),
+    ("/v1/completions", schema({"enum": ["x" * 70000]}), "response_format"), ("/v1/completions", schema({"type": "nothing"}), "response_format"),
+    ("/v1/completions", {"response_format": {"type": "regex", "regex": "(?=x)"}}, "response_format"),
     ("/v1/completions", {"response_format": {"type": "regex"}}, "response_format"),
-    ("/v1/completions", {"response_format": {"type": "grammar", "grammar": "start: nothing"}}, None),
+    ("/v1/completions", {"response_format": {"type": "grammar", "grammar": "start: nothing"}}, "response_format"),
     ("/v1/chat/completions", {"messages": []}, "messages"), ("/v1/chat/completions", {"messages": [{"role": "x", "content": ""}]}, "messages[0].role"),
     ("/v1/chat/completions", {"top_logprobs": 3}, "top_logprobs"), ("/v1/chat/completions", {"top_logprobs": 21}, "top_logprobs"),
     ("/v1/chat/completions", {"tools": [TOOL] * 129}, "tools"), ("/v1/chat/completions", {"tool_choice": "required"}, "tool_choice"),
-    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, None),
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]}, "messages[0].content[0].type"),
     ("/v1/tokenize", {}, "prompt"), ("/v1/detokenize", {"tokens": [99999]}, "tokens"),
 ]  # fmt: skip
 
@@ -85,6 +86,18 @@ def test_wrong_requests_are_explained(server: Running, path: str, change: dict[s
     assert body["error"]["type"] == "invalid_request_error" and "Traceback" not in body["error"]["message"]
     if param is not None:
         assert body["error"]["param"] == param
+
+
+def test_what_would_have_been_right_is_said(server: Running) -> None:
+    for change, said in (
+        ({"messages": [{"role": "human", "content": "a"}]}, "Invalid enum value 'human'; expected one of 'assistant', 'developer',"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "Invalid value 'image_url'; expected one of 'text'"),
+        ({"response_format": {"type": "xml"}}, "expected one of 'grammar', 'json_object', 'json_schema', 'regex', 'text'"),
+        ({"n": "5"}, 'Expected `int | null`, got `str`; found "5" (at n)'), ({"temperature": -1}, "Expected `float` >= 0.0; found -1"),
+        ({"stop": ["a", 5]}, "Expected `str`, got `int`; found 5 (at stop[1])"),
+    ):  # fmt: skip
+        status, body = post(server, "/v1/chat/completions", {**CHAT, **change})
+        assert status == 400 and said in body["error"]["message"], body
 
 
 def test_a_misspelt_field_is_named(server: Running) -> None:
@@ -106,6 +119,9 @@ def test_limits_at_and_past_the_edge(server: Running) -> None:
         {"stop": ["a" * 128] * 4},
         {"logprobs": 20},
         {"logit_bias": {str(i): 1 for i in range(1024)}},
+        {"top_p": 0, "temperature": 1},
+        {"prompt": ""},
+        {"prompt": None},
     ):
         assert post(server, "/v1/completions", {**TEXT, **change})[0] == 200, change
     assert post(server, "/v1/completions", {**TEXT, **schema(nested(10)), "max_tokens": 1})[0] == 200
@@ -133,7 +149,9 @@ def test_sizes_and_headers(server: Running) -> None:
 
 
 def test_other_content_types_and_hosts_are_refused(server: Running) -> None:
-    assert post(server, "/v1/completions", TEXT, {"Content-Type": "text/plain"})[0] == 400
+    for kind in ("text/plain", "application/jsonfoo", ""):
+        assert post(server, "/v1/completions", TEXT, {"Content-Type": kind})[0] == 400
+    assert post(server, "/v1/completions", TEXT, {"Content-Type": "Application/JSON ; charset=utf-8"})[0] == 200
     status, body = post(server, "/v1/completions", TEXT, {"Host": "evil.example"})
     assert status == 403 and "evil.example" in body["error"]["message"]
     for host in ("localhost:1", "127.0.0.1", "[::1]:80", "192.168.1.5:8000"):
@@ -143,6 +161,11 @@ def test_other_content_types_and_hosts_are_refused(server: Running) -> None:
 def test_paths_and_methods(server: Running) -> None:
     assert ask(server.port, "GET", "/v1/nothing")[0] == 404
     assert ask(server.port, "GET", "/v1/completions")[0] == 405
+    assert ask(server.port, "GET", "/v1/models/")[0] == 404 and ask(server.port, "GET", "/v1/models/demo")[0] == 200
+    assert ask(server.port, "POST", "/v1/nothing")[0] == 404 and ask(server.port, "POST", "/health/live")[0] == 405
+    with socket.create_connection(("127.0.0.1", server.port)) as raw:
+        raw.sendall(b"GET /health/live HTTP/1.0\r\n\r\n")
+        assert b" 200 " in raw.recv(200)
     assert ask(server.port, "GET", "/../../etc/passwd")[0] == 404
     assert ask(server.port, "GET", "/health/live")[0] == 200 and ask(server.port, "GET", "/health/ready")[0] == 200
     status, text = ask(server.port, "GET", "/metrics")
@@ -172,6 +195,23 @@ def test_a_grammar_that_becomes_too_costly_on_the_way_is_the_request_s_fault(
             (found,) = [json.loads(line[6:]) for line in found.splitlines() if b'"error"' in line]
         assert (status == 200) is stream and found["error"]["type"] == "invalid_request_error", found
         assert "the grammar is too costly" in found["error"]["message"]
+
+
+AMBIGUOUS = ["start: a*\na: b*\nb: c*\nc: /[a-z]/*", "start: a\na: a a | /[a-z]/"]
+
+
+@pytest.mark.parametrize("grammar", AMBIGUOUS)
+@pytest.mark.parametrize("drafts", [0, 3])
+def test_a_grammar_that_makes_each_token_dearer_is_ended_before_others_wait_long(
+    server: Running, grammar: str, drafts: int
+) -> None:
+    costly = {"response_format": {"type": "grammar", "grammar": grammar}, "max_tokens": 2000, "draft_tokens": drafts}
+    status, body = post(server, "/v1/completions", {**TEXT, **costly})
+    assert status == 400 and body["error"]["param"] == "response_format", body
+    assert "the grammar is too costly" in body["error"]["message"]
+    (taken,) = re.findall(r"([0-9.]+) s for", body["error"]["message"])
+    assert float(taken) < 8, "without an end it is minutes"
+    assert post(server, "/v1/completions", TEXT)[0] == 200
 
 
 LONG_TEXT = "word and other " * 100_000

@@ -96,6 +96,27 @@ def test_log_probabilities_of_completions(client: OpenAI, wanted: Any) -> None:
     assert streamed == logprobs.tokens
 
 
+def test_log_probabilities_say_where_tokens_are_also_of_parts_of_characters(client: OpenAI, demo_model: dsv3.Model) -> None:
+    tokenizer = demo_model.tokenizer
+    assert tokenizer is not None
+    parts = tokenizer.encode_literal("🦄")
+    assert len(parts) > 1
+    bias = {str(i): 100 for i in parts}
+    for stop in (None, ["zzz"], ["🦄"]):
+        options: Any = {"max_tokens": 24, "temperature": 1.5, "seed": 5, "logprobs": 4, "logit_bias": bias, "stop": stop}
+        whole = client.completions.create(model="demo", prompt=PROMPT, **options).choices[0]
+        assert whole.logprobs is not None
+        chunks = list(client.completions.create(model="demo", prompt=PROMPT, stream=True, **options))
+        told = [c.choices[0].logprobs for c in chunks if c.choices and c.choices[0].logprobs]
+        for name in ("tokens", "token_logprobs", "text_offset", "top_logprobs"):
+            assert [x for part in told for x in getattr(part, name)] == getattr(whole.logprobs, name), name
+        assert all(len(top) == 4 for top in whole.logprobs.top_logprobs), "none hides another"
+        assert any(t.startswith("bytes:\\x") for t in whole.logprobs.tokens) or stop == ["🦄"]
+        assert whole.logprobs.text_offset == sorted(whole.logprobs.text_offset)
+        assert max(whole.logprobs.text_offset, default=0) <= len(whole.text)
+        assert "".join(c.choices[0].text for c in chunks) == whole.text
+
+
 def test_a_schema_is_kept_to(client: OpenAI) -> None:
     schema = {
         "type": "object", "properties": {"name": {"type": "string", "maxLength": 9}, "age": {"type": "integer", "maximum": 99}},

@@ -51,7 +51,12 @@ def test_an_address_that_is_taken_is_named() -> None:
     ("arguments", "said"),
     [
         (["--host", "0.0.0.0"], "--key-file"), (["--max-batch", "0"], "--max-batch is 0"), (["--device", "meta"], "meta"),
-        (["--draft-tokens", "-1"], "--draft-tokens is -1"), (["--key-file", "/nowhere/keys"], "cannot be read"),
+        (["--draft-tokens", "-1"], "--draft-tokens is -1"), (["--draft-tokens", "99"], "--draft-tokens is 99; expected 0 to 8"),
+        (["--step-tokens", "0"], "--step-tokens is 0; expected at least 32"), (["--drain", "-5"], "--drain is -5"),
+        (["--drain", "nan"], "--drain is nan"), (["--port", "99999"], "--port is 99999; expected 0 to 65535"),
+        (["--cache-tokens", "0"], "--cache-tokens is 0"),
+        (["--port", "0", "--chat-format", "deepseek_r1"], "no token </think>"),
+        (["--key-file", "/nowhere/keys"], "cannot be read"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_end_at_once(arguments: list[str], said: str) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsv3.cli.common import load_model, settings_of
+from dsv3.engine.options import MAX_DRAFTS
 from dsv3.errors import UsageError
 from dsv3.settings import environment_keys
 
@@ -24,9 +25,7 @@ def main(arguments: argparse.Namespace) -> int:
     from dsv3.server.run import bound, check_exposure, read_keys
 
     settings = settings_of(arguments)
-    for name, least in (("max_batch", 1), ("draft_tokens", 0), ("queue", 1), ("port", 0)):
-        if getattr(arguments, name) < least:
-            raise UsageError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}; expected at least {least}")
+    _check(arguments)
     if settings["device"] == "meta":
         raise UsageError("device 'meta' has shapes but no weights; it cannot serve")
     keys = read_keys(Path(arguments.key_file) if arguments.key_file else None, environment_keys())
@@ -34,9 +33,23 @@ def main(arguments: argparse.Namespace) -> int:
     listening = bound(arguments.host, arguments.port)  # before a model is loaded for nothing
     try:
         model = load_model(arguments, settings)
+        if arguments.chat_format:
+            _ = model.chat_format  # now, and not at every request
         return _serve(arguments, model, keys, listening)
     finally:
         listening.close()
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for name, least, most in (
+        ("max_batch", 1, None), ("draft_tokens", 0, MAX_DRAFTS), ("queue", 1, None), ("port", 0, 65535), ("drain", 0, 86400),
+        ("cache_tokens", 1, None), ("step_tokens", arguments.max_batch, None),
+    ):  # fmt: skip
+        value = getattr(arguments, name)
+        if value is not None and not (least <= value and (most is None or value <= most)):
+            wanted = f"at least {least}" if most is None else f"{least} to {most}"
+            why = ", one for each request (--max-batch)" if name == "step_tokens" else ""
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; expected {wanted}{why}")
 
 
 def _serve(arguments: argparse.Namespace, model: Model, keys: list[str], listening: socket.socket) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -115,6 +116,8 @@ def _in_order(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
             unknown = [i for i in ids if i not in calls]
             if any(calls) and unknown:
                 raise UsageError(f"tool_call_id {_shown(unknown[0])} is none of the calls before it: {_shown(calls)}")
+            if any(calls) and (twice := Counter(ids) - Counter(calls)):
+                raise UsageError(f"tool_call_id {_shown(next(iter(twice)))} is answered twice")
             if len(ids) == len(group) and any(calls):
                 group.sort(key=lambda m: calls.index(m["tool_call_id"]))
         found += group

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,14 +16,21 @@ from dsv3.engine.text import Tokenizer
 from dsv3.errors import UsageError
 
 _ROW = 20_000  # items of the parser: 2,000, its default, are too few for the properties that 64 KiB of schema can name
-_SPACE = r"\n?[ \t]{0,16}"  # an end to it, which small models do not find
+_STEP = 500_000  # the same for one mask, of which a vocabulary of 129,280 tokens tries many
+SPACE = r"\n?[ \t]{0,16}"  # an end to it, which small models do not find
+_BURST, _EACH = 0.25, 0.005  # seconds of this thread that a grammar may take, and of each token: usual ones take 0.0001
 
 
 class Grammar:
-    """What a request may say. It knows the accepted tokens; drafts are tried and taken back."""
+    """What a request may say. It knows the accepted tokens; drafts are tried and taken back.
+
+    All requests of a step wait for the masks of each, so there is an end to what one may take: where a text can be read in many
+    ways, each token takes longer than the one before.
+    """
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
         self._matcher, self._vocabulary = matcher, vocabulary
+        self._taken, self._tokens = 0.0, 0
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, kind: str, text: str, eos: Sequence[int], vocabulary: int) -> Grammar:
@@ -33,12 +42,12 @@ class Grammar:
         try:
             if kind in ("json_schema", "json_object"):
                 schema = text if kind == "json_schema" else json.dumps({"type": "object"})
-                grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": _SPACE})
+                grammar = llguidance.LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_pattern": SPACE})
             elif kind == "regex":
                 grammar = llguidance.LLMatcher.grammar_from_regex(text)
             else:
                 grammar = llguidance.LLMatcher.grammar_from_lark(text)
-            limits = llguidance.LLParserLimits(max_items_in_row=_ROW)
+            limits = llguidance.LLParserLimits(max_items_in_row=_ROW, step_max_items=_STEP)
             matcher = llguidance.LLMatcher(tokenizer.for_grammars, grammar, log_level=0, limits=limits)
         except ValueError as error:
             raise UsageError(f"grammar ({kind}): {error}") from error
@@ -55,12 +64,18 @@ class Grammar:
 
     def accept(self, token: int) -> None:
         """Take a token that was allowed. UsageError where the grammar has become too costly."""
-        self._matcher.consume_token(token)
-        self._check()
+        with self._timed():
+            self._tokens += 1
+            self._matcher.consume_token(token)
+            self._check()
 
     def masks(self, drafts: Sequence[int]) -> list[Tensor]:
         """Which tokens are allowed next (bool [V]), and after each draft, up to the first draft that is not allowed itself.
         UsageError where the grammar has become too costly."""
+        with self._timed():
+            return self._masks(drafts)
+
+    def _masks(self, drafts: Sequence[int]) -> list[Tensor]:
         found, tried = [self._mask()], 0
         for token in drafts:
             if not bool(found[-1][token]) or not self._matcher.consume_token(token):
@@ -72,6 +87,18 @@ class Grammar:
         if tried:
             self._matcher.rollback(tried)
         return found
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """UsageError once the grammar has taken too long. Time that other processes take is not counted."""
+        begun = time.thread_time()
+        yield
+        self._taken += time.thread_time() - begun
+        if self._taken > _BURST + _EACH * self._tokens:
+            raise UsageError(
+                f"the grammar is too costly: {self._taken:.2f} s for {self._tokens} tokens; rules that may be empty and are "
+                "repeated, or that read a text in several ways, cost more with each: write it without them"
+            )
 
     def _check(self) -> None:
         """The library says nothing by itself: a matcher that failed allows the end alone."""

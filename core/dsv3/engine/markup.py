@@ -60,10 +60,17 @@ class MarkupSplitter(Splitter):
         self._tag = ""
         return events
 
-    def finish(self) -> list[Event]:
-        events = self._flush() + self._give_up()
+    @property
+    def opening(self) -> frozenset[int]:
+        return frozenset() if self._marker is None else frozenset((self._marker,))
+
+    def finish(self, cut: bool = False) -> list[Event]:
+        events = self._flush()
+        if cut and self._tag is not None:
+            self._before, self._tag = "", None
+        events += self._give_up()
         self._place = _Place.OUTSIDE
-        return events + super().finish()
+        return events + super().finish(cut)
 
     def _enter(self, marker: Marker) -> list[Event]:
         events = self._give_up()

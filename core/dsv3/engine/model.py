@@ -184,7 +184,7 @@ class Model(Executor):
 
     def stream(self, prompt: Any, **options: Any) -> Iterator[str]:
         """The text of `generate(prompt, ...)` piece by piece; the pieces join to its text. Wrong arguments raise at once."""
-        return (piece for piece, _ in self.stream_events(prompt, **options))
+        return (piece for piece, _ in self.stream_events(prompt, **options) if piece)
 
     def stream_events(self, prompt: Any, **options: Any) -> Iterator[tuple[str, Generation | None]]:
         """(text piece, None) as it appears, at last ("", Generation)."""

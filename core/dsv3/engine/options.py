@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NoReturn
 
 from dsv3.errors import UsageError
@@ -99,7 +100,7 @@ def _wrong(name: str, value: Any, expected: str) -> NoReturn:
 
 
 def _check_number(name: str, value: Any, lowest: float, open_: bool, highest: float) -> None:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
+    number = isinstance(value, Real) and not isinstance(value, bool)  # NumPy's are such too
     inside = number and math.isfinite(value) and (lowest < value if open_ else lowest <= value) and value <= highest
     if not inside:
         above = f"above {lowest:g}" if open_ else f"of at least {lowest:g}"
@@ -132,7 +133,7 @@ def _biases(biases: Any) -> tuple[tuple[int, float], ...]:
     if len(found) > MAX_BIASES:
         raise UsageError(f"logit_bias has {len(found)} entries; at most {MAX_BIASES} are taken")
     for token, value in found:
-        good = is_integer(token) and token >= 0 and isinstance(value, int | float) and -100 <= value <= 100
+        good = is_integer(token) and token >= 0 and isinstance(value, Real) and -100 <= float(value) <= 100
         if not good:
             _wrong("logit_bias", {token: value}, "token ids and numbers from -100 to 100")
     return tuple((int(token), float(value)) for token, value in found)

@@ -46,7 +46,8 @@ class Request:
     tokens: the prompt and all accepted tokens; computed: how many of them the cache holds, written: how many it held already
     when they are computed again (see `Scheduler`); filled: positions below which the MTP module's entries hold; blocks: where
     the cache of this request lies; drafts: tokens guessed to come next; k: how many are guessed. events: (token, its text),
-    for who takes them away, no earlier than stop strings let the text be shown; pending: those that are held back.
+    for who takes them away, no earlier than stop strings let the text be shown; pending: those that are held back. stopless:
+    tokens from which on stop strings mean nothing, for calls of tools follow and not text.
     """
 
     prompt: list[int]
@@ -56,6 +57,7 @@ class Request:
     eos: frozenset[int]
     tokenizer: Tokenizer | None
     salt: bytes = b""
+    stopless: frozenset[int] = frozenset()
     row: int = -1
     status: Status = Status.WAITING
     computed: int = 0
@@ -132,8 +134,12 @@ class Request:
         if logprobs is not None:
             self.logprobs.append(logprobs)
         piece = self._detokenizer.push(token) if self._detokenizer else ""
+        shown = ""
+        if token in self.stopless:
+            shown = self._show(self._stops.finish())
+            self._stops = StopFinder(())
         self.pending.append((token, piece))
-        shown = self._show(self._stops.push(piece))
+        shown += self._show(self._stops.push(piece))
         if self._stops.stopped:
             self._trim()
             return shown + self._end("stop")
@@ -144,11 +150,13 @@ class Request:
         return shown
 
     def _show(self, text: str) -> str:
-        """Text that may be shown, and with it the tokens whose text has been shown to its end."""
+        """Text that may be shown, and with it the tokens whose text has been shown to its end. Tokens that had none wait for
+        one that has where a stop string may take them back."""
         if text:
             self.pieces.append(text)
         self._credit += len(text)
-        while self.pending and len(self.pending[0][1]) <= self._credit and not (self._stops.stopped and not self._credit):
+        waits = self._stops.stopped or (self._stops.looks and not self.done)
+        while self.pending and len(self.pending[0][1]) <= self._credit and (self._credit or not waits):
             self._credit -= len(self.pending[0][1])
             self.events.append(self.pending.popleft())
         if self._stops.stopped and self._credit:  # the stop string begins within a token

@@ -87,6 +87,11 @@ class Splitter:
         """Tool calls begun so far."""
         return self._calls
 
+    @property
+    def opening(self) -> frozenset[int]:
+        """The tokens with which calls may begin."""
+        return frozenset(i for i, marker in self._markers.items() if marker in (Marker.CALLS, Marker.CALL))
+
     def push(self, token: int, text: str | None = None) -> list[Event]:
         """The events of one more token. text: what may be shown of it, from who decodes it himself."""
         marker = self._markers.get(token)
@@ -97,10 +102,13 @@ class Splitter:
             events += self._close(marker in (Marker.END_CALL, Marker.END_CALLS))
         return events + self._enter(marker)
 
-    def finish(self) -> list[Event]:
-        """What was held back, then "end". An unfinished header of a call becomes content: nothing is lost."""
+    def finish(self, cut: bool = False) -> list[Event]:
+        """What was held back, then "end". cut: the text was ended by a limit. An unfinished header of a call is dropped then:
+        it would have become none of the text. Without it becomes content: nothing is lost."""
         events = self._flush()
         if self._state in _IN_CALL:
+            if cut and self._state in (State.TYPE, State.NAME):
+                self._held = []
             events += self._close(False)
         self._state = State.CONTENT
         return [*events, Event("end")]

@@ -134,6 +134,15 @@ class Tokenizer:
         """One token as text, special ones by their names; U+FFFD for bytes that are no character by themselves."""
         return str(self._inner.decode([token], skip_special_tokens=False))
 
+    def piece_name(self, token: int) -> str:
+        """As `piece_text`, but bytes that are no characters by themselves are written as OpenAI's API does: bytes:\\xc3."""
+        data = self.piece_bytes(token)
+        try:
+            data.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+        return self.piece_text(token)
+
     def piece_bytes(self, token: int) -> bytes:
         """What a token adds to a text."""
         name = self._inner.id_to_token(token)
@@ -261,6 +270,11 @@ class StopFinder:
         self._stops = [s for s in stops if s]
         self._held = ""
         self.stopped = False
+
+    @property
+    def looks(self) -> bool:
+        """Whether there are stop strings."""
+        return bool(self._stops)
 
     def push(self, piece: str) -> str:
         """The text that is safe to show."""

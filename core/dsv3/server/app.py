@@ -84,6 +84,8 @@ async def models(http: HttpRequest) -> Response:
 
 async def model(http: HttpRequest) -> Response:
     service = _service(http)
+    if not http.path_params["name"]:
+        raise HTTPException(404)
     service.check_model(http.path_params["name"])
     return JSONResponse(_about(service))
 

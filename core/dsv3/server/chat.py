@@ -18,8 +18,9 @@ from dsv3.errors import UsageError
 from dsv3.server.answers import Answer, respond
 from dsv3.server.errors import bad
 from dsv3.server.grammars import after_reasoning, call_grammar
-from dsv3.server.options import check_schema, grammar_of, options_of, seeds
+from dsv3.server.options import grammar_of, options_of, seeds
 from dsv3.server.schema import ChatRequest, Message, NamedTool, Tool
+from dsv3.server.schemas import check_schema
 from dsv3.server.service import Flight, Service
 from dsv3.server.turns import Turn
 
@@ -33,7 +34,7 @@ async def prompt_of(
 ) -> Prompt:
     """A conversation, ready for the assistant's turn."""
     plain: list[dict[str, Any]] = msgspec.to_builtins(list(messages or []))
-    found = [{name: value for name, value in message.items() if value is not None} for message in plain]
+    found = [_said({name: value for name, value in message.items() if value is not None}) for message in plain]
     offered = [{k: v for k, v in msgspec.to_builtins(tool).items() if v is not None} for tool in tools] or None
     try:
         return await asyncio.to_thread(service.chat.prompt, found, tools=offered, thinking=thinking)
@@ -41,6 +42,16 @@ async def prompt_of(
         raise bad(str(error), "messages") from error
     except RecursionError as error:  # arguments of a call, as JSON
         raise bad("messages: something is nested too deeply", "messages") from error
+
+
+def _said(message: dict[str, Any]) -> dict[str, Any]:
+    """What an assistant refused with is what it said, to these models."""
+    if message["role"] != "assistant":
+        return message
+    content = message.get("content", message.pop("refusal", None))
+    if isinstance(content, list):
+        content = [{"type": "text", "text": part.get("refusal", part.get("text"))} for part in content]
+    return message if content is None else {**message, "content": content}
 
 
 class _Answer(Answer[ChatRequest]):
@@ -67,15 +78,19 @@ class _Answer(Answer[ChatRequest]):
         options = options_of(body, limit, logprobs, room, service.drafts)
         grammar = grammar_of(body.response_format)
         if (forced := self._forced()) is not None:
+            options["stop"] = []  # all of it is a call
             if grammar is not None:
                 raise bad("response_format cannot be combined with a tool_choice that asks for a call", "response_format")
-            grammar = call_grammar(service.chat, service.tokenizer, [msgspec.to_builtins(tool) for tool in forced])
+            tools = [msgspec.to_builtins(tool) for tool in forced]
+            grammar = await asyncio.to_thread(call_grammar, service.chat, service.tokenizer, tools)
         if grammar is not None:
             options["grammar"] = after_reasoning(grammar, service.tokenizer) if prompt.starts_in_reasoning else grammar
         found: list[Request] = []
         for seed in seeds(body.seed, body.n or 1):
-            found += await service.requests([prompt.ids], {**options, "seed": seed}, salt)
-        self.turns = [Turn(service.chat, prompt, bool(self.tools)) for _ in found]
+            found += await service.requests([prompt.ids], {**options, "seed": seed}, salt, "messages")
+        self.turns = [Turn(service.chat, prompt, bool(self.tools), forced is not None) for _ in found]
+        for request, turn in zip(found, self.turns, strict=True):
+            request.stopless = turn.opening
         return found
 
     def _forced(self) -> list[Tool] | None:
@@ -94,7 +109,7 @@ class _Answer(Answer[ChatRequest]):
     async def whole(self, flight: Flight) -> dict[str, Any]:
         try:
             async for piece in self.service.pieces(flight):
-                self.turns[piece.index].take(piece.events, piece.done)
+                self.turns[piece.index].take(piece.events, piece.done, flight.requests[piece.index].finish_reason)
         finally:
             self.service.end(flight)
         choices = []
@@ -124,7 +139,7 @@ class _Answer(Answer[ChatRequest]):
                 new = [token for token, _ in piece.events if token >= 0]
                 logprobs = {"content": self._logprobs(new, r.logprobs[sent[n] : sent[n] + len(new)])}
                 sent[n] += len(new)
-            for delta in self.turns[n].take(piece.events, piece.done):
+            for delta in self.turns[n].take(piece.events, piece.done, r.finish_reason):
                 yield chunk(n, delta, None, logprobs)
                 logprobs = None
             if logprobs and logprobs["content"]:

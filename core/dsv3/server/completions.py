@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from dsv3.engine.request import Request, TokenLogprobs
+from dsv3.engine.request import Request
 from dsv3.server.answers import Answer, respond
 from dsv3.server.errors import bad
 from dsv3.server.limits import MAX_N, MAX_PROMPTS
@@ -33,6 +33,8 @@ class _Answer(Answer[CompletionRequest]):
             "model": service.name, "system_fingerprint": service.fingerprint,
         }  # fmt: skip
         self.echoed: list[str] = []
+        self.told: list[int] = []  # tokens whose log probabilities were sent
+        self.length: list[int] = []  # of the text before what comes next, in characters
 
     async def requests(self, salt: bytes) -> list[Request]:
         body, service = self.body, self.service
@@ -53,8 +55,9 @@ class _Answer(Answer[CompletionRequest]):
         for prompt in prompts:
             ids = await service.prompt_ids(prompt)
             for seed in seeds(body.seed, n):
-                found += await service.requests([ids], {**options, "seed": seed}, salt)
+                found += await service.requests([ids], {**options, "seed": seed}, salt, "prompt")
             self.echoed += [self._shown(prompt)] * n
+        self.told, self.length = [0] * len(found), [len(echoed) for echoed in self.echoed]
         return found
 
     def _shown(self, prompt: Any) -> str:
@@ -63,60 +66,63 @@ class _Answer(Answer[CompletionRequest]):
         return prompt if isinstance(prompt, str) else self.service.tokenizer.decode(prompt)
 
     async def whole(self, flight: Flight) -> dict[str, Any]:
+        events: list[list[tuple[int, str]]] = [[] for _ in flight.requests]
         try:
-            async for _ in self.service.pieces(flight):
-                pass
+            async for piece in self.service.pieces(flight):
+                events[piece.index] += piece.events
         finally:
             self.service.end(flight)
         choices = []
         for n, (r, echoed) in enumerate(zip(flight.requests, self.echoed, strict=True)):
-            found = r.result()
-            logprobs = None if found.logprobs is None else self._logprobs(found.ids, found.logprobs, 0)
-            choices.append(
-                {"index": n, "text": echoed + found.text, "finish_reason": found.finish_reason, "logprobs": logprobs}
-            )
+            text, reason = echoed + r.result().text, r.finish_reason
+            choices.append({"index": n, "text": text, "finish_reason": reason, "logprobs": self._logprobs(n, r, events[n])})
         return {**self.head, "choices": choices, "usage": self.usage(flight)}
 
     async def chunks(self, flight: Flight) -> AsyncIterator[dict[str, Any]]:
         usage = {"usage": None} if self.shows_usage else {}
-        sent, offset = [0] * len(flight.requests), [0] * len(flight.requests)
+        begun = [False] * len(flight.requests)
         async for piece in self.service.pieces(flight):
             n, r = piece.index, flight.requests[piece.index]
-            text = "".join(text for _, text in piece.events)
-            logprobs = None
-            if self.body.logprobs is not None:
-                new = [token for token, _ in piece.events if token >= 0]
-                logprobs = self._logprobs(new, r.logprobs[sent[n] : sent[n] + len(new)], offset[n])
-                sent[n] += len(new)
-            if not offset[n] and self.echoed[n]:
-                text = self.echoed[n] + text
-                self.echoed[n] = ""
-            offset[n] += len(text)
+            text = ("" if begun[n] else self.echoed[n]) + "".join(text for _, text in piece.events)
+            begun[n] = True
+            logprobs = self._logprobs(n, r, piece.events)
             reason = r.finish_reason if piece.done else None
-            if text or logprobs or piece.done:
+            if text or self.body.logprobs is not None or piece.done:
                 choice = {"index": n, "text": text, "logprobs": logprobs, "finish_reason": reason}
                 yield {**self.head, "choices": [choice], **usage}
         if usage:
             yield {**self.head, "choices": [], "usage": self.usage(flight)}
 
-    def _logprobs(self, ids: list[int], found: list[TokenLogprobs], offset: int) -> dict[str, Any]:
-        name = self.service.tokenizer.piece_text
-        offsets = []
-        for token in ids:
-            offsets.append(offset)
-            offset += len(name(token))
-        return {
-            "tokens": [name(token) for token in ids],
-            "token_logprobs": [value for value, _ in found],
-            "top_logprobs": [{name(i): v for i, v in most} for _, most in found],
-            "text_offset": offsets,
-        }
+    def _logprobs(self, n: int, r: Request, events: list[tuple[int, str]]) -> dict[str, Any] | None:
+        """Of new tokens with their texts: how each token is written, and where in the text it begins."""
+        if self.body.logprobs is None:
+            return None
+        name = self.service.tokenizer.piece_name
+        found: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for token, text in events:
+            if token >= 0:
+                value, most = r.logprobs[self.told[n]]
+                self.told[n] += 1
+                found["tokens"].append(name(token))
+                found["token_logprobs"].append(value)
+                found["top_logprobs"].append(_by_name([(name(i), i, v) for i, v in most]))
+                found["text_offset"].append(self.length[n])
+            self.length[n] += len(text)
+        return found
+
+
+def _by_name(most: list[tuple[str, int, float]]) -> dict[str, float]:
+    """Two tokens may be written alike: the less likely one goes by its id then."""
+    found: dict[str, float] = {}
+    for name, token, value in most:
+        found[f"token_id:{token}" if name in found else name] = value
+    return found
 
 
 def _prompts(prompt: Any) -> list[Any]:
-    """A string, a list of them, a list of ids, or a list of such lists."""
-    if isinstance(prompt, str):
-        return [prompt]
+    """A string, a list of them, a list of ids, or a list of such lists; none is the beginning of a text."""
+    if prompt is None or isinstance(prompt, str):
+        return [prompt or ""]
     if all(isinstance(part, str) for part in prompt):
         return list(prompt)
     if all(_is_id(part) for part in prompt):

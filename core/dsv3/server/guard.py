@@ -58,11 +58,9 @@ class Guard:
         if size > HEADER_BYTES:  # the parser's own limit holds for headers that come in parts
             raise ApiError(431, f"{size} bytes of headers; at most {HEADER_BYTES} are taken")
         found: dict[bytes, bytes] = dict(headers)
-        self._host(found.get(b"host", b"").decode("latin-1"))
+        if b"host" in found:  # HTTP/1.0 knows none; browsers send it always
+            self._host(found[b"host"].decode("latin-1"))
         scope["salt"] = self._key(found.get(b"authorization", b"")) if scope["path"] not in OPEN else b""
-        if scope["method"] == "POST" and not found.get(b"content-type", b"").lower().startswith(b"application/json"):
-            # Other types may be sent by any web page that the user of a browser opens.
-            raise ApiError(400, "the body must be JSON, with the header Content-Type: application/json", code="content_type")
         length = found.get(b"content-length", b"")
         if not length.isdigit():
             return None

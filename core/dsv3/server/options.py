@@ -8,9 +8,11 @@ from typing import Any
 
 from dsv3.engine.model import Model
 from dsv3.server.errors import bad
-from dsv3.server.limits import MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH
+from dsv3.server.limits import MAX_SCHEMA_BYTES
 from dsv3.server.schema import ResponseFormat, Sampled
+from dsv3.server.schemas import check_schema
 
+_LEAST = 1e-9  # top_p 0 is OpenAI's way to say: the likeliest alone
 _SPREAD = 0x9E3779B97F4A7C15  # between the seeds of several answers to one prompt
 
 
@@ -20,7 +22,7 @@ def options_of(s: Sampled, max_tokens: int | None, logprobs: int | None, room: i
     options: dict[str, Any] = {
         "max_new_tokens": room if max_tokens is None else max_tokens,
         "temperature": 1.0 if s.temperature is None else s.temperature,
-        "top_p": 1.0 if s.top_p is None else s.top_p,
+        "top_p": 1.0 if s.top_p is None else max(s.top_p, _LEAST),
         "top_k": max(0, s.top_k or 0),
         "min_p": s.min_p or 0.0,
         "presence_penalty": s.presence_penalty or 0.0,
@@ -73,19 +75,3 @@ def grammar_of(form: ResponseFormat | None) -> tuple[str, str] | None:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_SCHEMA_BYTES:
         raise bad(f"response_format: more than {MAX_SCHEMA_BYTES} bytes", "response_format")
     return ("regex" if form.type == "regex" else "lark"), text
-
-
-def check_schema(schema: Any, param: str) -> None:
-    """ApiError for a JSON schema that is too large or too deep."""
-    if len(json.dumps(schema)) > MAX_SCHEMA_BYTES:
-        raise bad(f"{param}: a schema of more than {MAX_SCHEMA_BYTES} bytes", param)
-    level = [schema]
-    for _ in range(MAX_SCHEMA_DEPTH):
-        level = [
-            inner
-            for value in level
-            for inner in (value.values() if isinstance(value, dict) else value if isinstance(value, list) else ())
-        ]
-        if not level:
-            return
-    raise bad(f"{param}: a schema nested deeper than {MAX_SCHEMA_DEPTH}", param)

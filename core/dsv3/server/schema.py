@@ -41,7 +41,7 @@ class Sampled(Struct, kw_only=True, forbid_unknown_fields=True):
     model: str = ""
     n: Annotated[int, Meta(ge=1, le=MAX_N)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=100)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=1 << 31)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Penalty | None = None
@@ -66,7 +66,7 @@ class Sampled(Struct, kw_only=True, forbid_unknown_fields=True):
 class CompletionRequest(Sampled, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/completions."""
 
-    prompt: Annotated[str, Meta(min_length=1)] | Annotated[list[Any], Meta(min_length=1)]
+    prompt: str | Annotated[list[Any], Meta(min_length=1)] | None
     max_tokens: Count | None = None
     logprobs: Annotated[int, Meta(ge=0, le=MAX_LOGPROBS)] | None = None
     echo: bool | None = None
@@ -107,16 +107,20 @@ class ToolCall(Struct):
     type: str = "function"
 
 
-class TextPart(Struct):
-    type: Literal["text"]
+class TextPart(Struct, tag_field="type", tag="text"):
     text: str
+
+
+class RefusalPart(Struct, tag_field="type", tag="refusal"):
+    refusal: str
 
 
 class Message(Struct):
     """role: system, developer, user, assistant or tool."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | list[TextPart | RefusalPart] | None = None
+    refusal: str | None = None
     name: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None

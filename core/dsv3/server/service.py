@@ -91,8 +91,8 @@ class Service:
 
     def usage(self, requests: Sequence[Request], n: int) -> dict[str, Any]:
         """OpenAI's usage of n answers to each prompt, which counts once; "dsv3" is an extension."""
-        prompt = sum(len(r.prompt) for r in requests[::n])
-        new, cached = sum(r.new for r in requests), sum(r.cached for r in requests)
+        prompt, cached = sum(len(r.prompt) for r in requests[::n]), sum(r.cached for r in requests[::n])
+        new = sum(r.new for r in requests)
         found = requests[0].result().stats
         own = {name: found[name] for name in ("ttft_s", "decode_tok_s")}
         own |= {name: sum(getattr(r, name) for r in requests) for name in ("drafted", "accepted", "steps")}
@@ -107,20 +107,19 @@ class Service:
         if name and name != self.name:
             raise ApiError(404, f"the model {name!r} does not exist; this server has {self.name!r}", "model", "model_not_found")
 
-    async def requests(self, prompts: Sequence[Any], options: dict[str, Any], salt: bytes) -> list[Request]:
-        """Checked requests; compiling a grammar is not done by the loop."""
-        return await self._aside(self.model.requests, prompts, options, salt)
+    async def requests(self, prompts: Sequence[Any], options: dict[str, Any], salt: bytes, param: str) -> list[Request]:
+        """Checked requests; compiling a grammar is not done by the loop. param: where the prompts come from."""
+        return await self._aside(param, self.model.requests, prompts, options, salt)
 
     async def prompt_ids(self, prompt: Any) -> list[int]:
         """Of a text or of ids, checked; tokenising is not done by the loop."""
-        return await self._aside(self.model.prompt_ids, prompt)
+        return await self._aside("prompt", self.model.prompt_ids, prompt)
 
-    async def _aside(self, work: Callable[..., T], *arguments: Any) -> T:
+    async def _aside(self, param: str, work: Callable[..., T], *arguments: Any) -> T:
         try:
             return await asyncio.to_thread(work, *arguments)
         except UsageError as error:
-            code = "context_length_exceeded" if "this model reads at most" in str(error) else None
-            raise bad(str(error), code=code) from error
+            raise _wrong(error, param) from error
 
     def start(self, requests: list[Request]) -> Flight:
         """Hand requests to the engine; ApiError 429 or 503 where it has too much to do."""
@@ -142,7 +141,7 @@ class Service:
             self.engine.submit(requests, self._tell)
         except UsageError as error:
             self.end(flight)
-            raise bad(str(error)) from error
+            raise bad(str(error), "max_tokens") from error
         except Dsv3Error as error:
             self.end(flight)
             raise ApiError(503, str(error), code="draining") from error
@@ -158,7 +157,7 @@ class Service:
                 open_ -= 1
                 request = flight.requests[piece.index]
                 if isinstance(request.error, UsageError):  # such as a grammar that became too costly
-                    raise bad(str(request.error))
+                    raise _wrong(request.error, None)
                 if request.status is Status.ABORTED:
                     raise ApiError(500, f"the generation failed: {request.error or 'it was ended'}")
             yield piece
@@ -191,3 +190,13 @@ class Service:
             flight.loop.call_soon_threadsafe(flight.mail.put_nowait, Piece(index, events, done))
         except RuntimeError:  # the loop has ended
             self.engine.abort(flight.requests)
+
+
+def _wrong(error: UsageError, param: str | None) -> ApiError:
+    """param: what is wrong where the error does not begin with its name."""
+    text = str(error)
+    if text.startswith(("grammar", "the grammar")):
+        param = "response_format"
+    elif text.startswith("logit_bias"):
+        param = "logit_bias"
+    return bad(text, param, "context_length_exceeded" if "this model reads at most" in text else None)

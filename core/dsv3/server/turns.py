@@ -9,26 +9,33 @@ from dsv3.engine.chat import ChatFormat, Prompt
 
 
 class Turn:
-    """Deltas for streams, and the whole message. tools: whether calls are looked for."""
+    """Deltas for streams, and the whole message. tools: whether calls are looked for; forced: whether there is nothing else, so
+    that what looks like text is the beginning of a call that was cut off."""
 
-    def __init__(self, format: ChatFormat, prompt: Prompt, tools: bool) -> None:
+    def __init__(self, format: ChatFormat, prompt: Prompt, tools: bool, forced: bool = False) -> None:
+        self._forced = forced
         self._splitter = format.splitter(prompt, tools)
         self._reasoning: list[str] = []
         self._content: list[str] = []
         self._calls: list[dict[str, Any]] = []
 
-    def take(self, events: list[tuple[int, str]], done: bool) -> list[dict[str, Any]]:
-        """New tokens with their texts -> deltas."""
+    @property
+    def opening(self) -> frozenset[int]:
+        """The tokens with which calls may begin."""
+        return self._splitter.opening
+
+    def take(self, events: list[tuple[int, str]], done: bool, reason: str | None = None) -> list[dict[str, Any]]:
+        """New tokens with their texts -> deltas. reason: why it is done."""
         found = [event for token, text in events for event in self._splitter.push(token, text)]
         if done:
-            found += self._splitter.finish()
+            found += self._splitter.finish(cut=reason == "length")
         return [delta for event in found if (delta := self._delta(event)) is not None]
 
     def _delta(self, event: Any) -> dict[str, Any] | None:
         if event.kind == "reasoning":
             self._reasoning.append(event.text)
             return {"reasoning_content": event.text}
-        if event.kind == "content":
+        if event.kind == "content" and not self._forced:
             self._content.append(event.text)
             return {"content": event.text}
         if event.kind == "call":
