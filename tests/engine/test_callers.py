@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 import subprocess
 import sys
 import threading
@@ -116,6 +117,20 @@ def test_a_program_with_a_running_engine_ends() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     said = [line for line in done.stderr.splitlines() if not line.startswith("dsv3: compiling")]  # on a machine's first start
     assert done.returncode == 0 and not said, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_process_is_told_instead_of_waiting_without_end() -> None:
+    code = (
+        "import os, sys, dsv3\nmodel = dsv3.load('demo', dtype='float32', threads=int(sys.argv[1]))\n"
+        "text = model.generate('Once', max_new_tokens=3).text\nchild = os.fork()\n"
+        "if child:\n    sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))\n"
+        "try:\n    os._exit(3 if model.generate('Once', max_new_tokens=3).text == text else 4)\n"
+        "except dsv3.UsageError as error:\n    os._exit(5 if 'spawn' in str(error) else 6)\n"
+    )
+    for threads, wanted in ((2, 5), (1, 3)):
+        done = subprocess.run([sys.executable, "-c", code, str(threads)], capture_output=True, text=True, timeout=120)
+        assert done.returncode == wanted, (threads, done.stderr)
 
 
 def test_no_signal_handler_is_installed(model: dsv3.Model) -> None:

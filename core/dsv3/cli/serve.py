@@ -67,6 +67,7 @@ def _serve(arguments: argparse.Namespace, model: Model, keys: list[str], listeni
     engine = model.serve_with(cache_tokens=tokens, most=most, budget=arguments.step_tokens)
     longest = min(_SEQUENCE, model.config.max_position_embeddings, tokens)
     model.warm_up(most, True, tokens=longest, draft="mtp" if arguments.draft_tokens and model.graph.mtp else None)
+    model.prepare_grammars()
     name = arguments.name or model.placement().model
     service = Service(model, engine, name, Limits(queue=arguments.queue), Metrics(), arguments.draft_tokens)
     app = build(service, keys, arguments.insecure)

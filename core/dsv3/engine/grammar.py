@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,15 @@ from dsv3.errors import UsageError
 _ROW = 20_000  # items of the parser: 2,000, its default, are too few for the properties that 64 KiB of schema can name
 _STEP = 500_000  # the same for one mask, of which a vocabulary of 129,280 tokens tries many
 SPACE = r"\n?[ \t]{0,16}"  # an end to it, which small models do not find
-_BURST, _EACH = 0.25, 0.005  # seconds of this thread that a grammar may take, and of each token: usual ones take 0.0001
+_BURST, _EACH = 0.25, 0.004  # seconds of the engine's thread that a grammar may take, and for each mask: usual ones take 0.0001
+
+
+@dataclass
+class Allowance:
+    """What the grammars of requests that belong together have taken: seconds, for masks."""
+
+    taken: float = 0.0
+    masks: int = 0
 
 
 class Grammar:
@@ -30,15 +39,14 @@ class Grammar:
 
     def __init__(self, matcher: Any, vocabulary: int) -> None:
         self._matcher, self._vocabulary = matcher, vocabulary
-        self._taken, self._tokens = 0.0, 0
+        self.allowance = Allowance()
 
     @classmethod
     def of(cls, tokenizer: Tokenizer, kind: str, text: str, eos: Sequence[int], vocabulary: int) -> Grammar:
         """UsageError says what is wrong with the grammar."""
         import llguidance
 
-        if tokenizer.for_grammars is None:
-            tokenizer.for_grammars = llguidance.LLTokenizer(tokenizer.to_json(), n_vocab=vocabulary, eos_token=sorted(eos))
+        prepare(tokenizer, eos, vocabulary)
         try:
             if kind in ("json_schema", "json_object"):
                 schema = text if kind == "json_schema" else json.dumps({"type": "object"})
@@ -65,7 +73,6 @@ class Grammar:
     def accept(self, token: int) -> None:
         """Take a token that was allowed. UsageError where the grammar has become too costly."""
         with self._timed():
-            self._tokens += 1
             self._matcher.consume_token(token)
             self._check()
 
@@ -91,12 +98,12 @@ class Grammar:
     @contextlib.contextmanager
     def _timed(self) -> Iterator[None]:
         """UsageError once the grammar has taken too long. Time that other processes take is not counted."""
-        begun = time.thread_time()
+        begun, so_far = time.thread_time(), self.allowance
         yield
-        self._taken += time.thread_time() - begun
-        if self._taken > _BURST + _EACH * self._tokens:
+        so_far.taken += time.thread_time() - begun
+        if so_far.taken > _BURST + _EACH * so_far.masks:
             raise UsageError(
-                f"the grammar is too costly: {self._taken:.2f} s for {self._tokens} tokens; rules that may be empty and are "
+                f"the grammar is too costly: {so_far.taken:.2f} s for {so_far.masks} tokens; rules that may be empty and are "
                 "repeated, or that read a text in several ways, cost more with each: write it without them"
             )
 
@@ -108,6 +115,15 @@ class Grammar:
         raise UsageError("the grammar allows nothing" if "NoExtension" in why else f"the grammar is too costly: {why}")
 
     def _mask(self) -> Tensor:
+        self.allowance.masks += 1
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         self._check()
         return torch.from_numpy(np.unpackbits(bits, bitorder="little")[: self._vocabulary].astype(np.bool_))
+
+
+def prepare(tokenizer: Tokenizer, eos: Sequence[int], vocabulary: int) -> None:
+    """Read the vocabulary, which takes a second for 129,280 tokens, with Python's lock held, and once."""
+    import llguidance
+
+    if tokenizer.for_grammars is None:
+        tokenizer.for_grammars = llguidance.LLTokenizer(tokenizer.to_json(), n_vocab=vocabulary, eos_token=sorted(eos))

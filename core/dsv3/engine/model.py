@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import secrets
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -18,7 +19,7 @@ from dsv3.engine.cache import Run
 from dsv3.engine.chat import ChatFormat
 from dsv3.engine.engine import PREFILL_TOKENS, Engine, failed
 from dsv3.engine.executor import Executor
-from dsv3.engine.grammar import Grammar
+from dsv3.engine.grammar import Grammar, prepare
 from dsv3.engine.ids import as_ids
 from dsv3.engine.options import MAX_BATCH, Sampling, check_options, is_integer
 from dsv3.engine.request import Generation, Request
@@ -42,6 +43,7 @@ class Model(Executor):
         self.chat_family: str | None = None  # see `ChatFormat.of`
         self._chat: tuple[Tokenizer, ChatFormat] | None = None
         self._lock = threading.Lock()
+        self._process = os.getpid()
         self._engine: Engine | None = None
 
     def __repr__(self) -> str:
@@ -273,9 +275,7 @@ class Model(Executor):
         wrong = next((t for t, _ in sampling.logit_bias if t >= self.config.vocab_size), None)
         if wrong is not None:
             raise UsageError(f"logit_bias: token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
-        eos = set(self.config.eos_token_id)
-        if not eos and self.tokenizer is not None and self.tokenizer.eos is not None:
-            eos = {self.tokenizer.eos}
+        eos = self._eos()
         chosen = secrets.randbits(63) if seed is None else signed(seed)
         limit = min(sampling.max_new_tokens, self.config.max_position_embeddings - len(tokens))
         grammar = None
@@ -283,11 +283,27 @@ class Model(Executor):
             if not eos:
                 raise UsageError("a grammar needs an end-of-text token; this model has none")
             grammar = Grammar.of(self._needs_tokenizer(), *sampling.grammar, sorted(eos), self.config.vocab_size)
-        return Request(tokens, sampling, chosen, limit, frozenset(eos), self.tokenizer, salt, grammar=grammar)
+        return Request(tokens, sampling, chosen, limit, eos, self.tokenizer, salt, grammar=grammar)
+
+    def _eos(self) -> frozenset[int]:
+        found = self.config.eos_token_id
+        if not found and self.tokenizer is not None and self.tokenizer.eos is not None:
+            found = (self.tokenizer.eos,)
+        return frozenset(found)
+
+    def prepare_grammars(self) -> None:
+        """What a first request with a grammar would wait for, and others with it."""
+        if self.tokenizer is not None and (eos := self._eos()):
+            prepare(self.tokenizer, sorted(eos), self.config.vocab_size)
 
     def _needs_weights(self) -> None:
         if self.device.type == "meta":
             raise UsageError("this model is on device 'meta': it has shapes but no weights; load it on a real device")
+        if os.getpid() != self._process and torch.get_num_threads() > 1:
+            raise UsageError(
+                "this process was forked from the one that loaded the model, without that one's threads, which kernels would "
+                "wait for without end: start processes with multiprocessing's 'spawn', or load with threads=1"
+            )
 
     def _checked(self, ids: Any, minimum: int, room: int = 0) -> list[int]:
         self._needs_weights()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from dsv3.engine.chat import ChatFormat
 from dsv3.engine.engine import Engine
+from dsv3.engine.grammar import Allowance
 from dsv3.engine.model import Model
 from dsv3.engine.request import Request, Status
 from dsv3.engine.text import Tokenizer
@@ -133,6 +134,10 @@ class Service:
                 headers={"Retry-After": "1"},
             )  # fmt: skip
         flight = Flight(requests, asyncio.get_running_loop())
+        allowance = Allowance()
+        for request in requests:
+            if request.grammar is not None:
+                request.grammar.allowance = allowance
         with self._lock:
             self._flights.add(flight)
             for n, request in enumerate(requests):
