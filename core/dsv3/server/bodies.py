@@ -82,10 +82,10 @@ def _given(data: bytes, path: str) -> str | None:
     if len(data) > _SHORT:
         return None
     try:
-        found = json.loads(data)
+        found: Any = json.loads(data)
         for part in _PARTS.findall(path):
             found = found[int(part[1:-1]) if part.startswith("[") else part]
     except (KeyError, IndexError, TypeError, ValueError, RecursionError):
         return None
-    text = json.dumps(found, ensure_ascii=False)
+    text = json.dumps(found, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()  # surrogates by themselves
     return text if len(text) <= 80 else f"{text[:77]}..."
