@@ -64,6 +64,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/completions", {"prompt": [99999]}, "prompt"), ("/v1/completions", {"prompt": [[1], "a"]}, "prompt"),
     ("/v1/completions", {"prompt": [1.5]}, "prompt"), ("/v1/completions", {"suffix": "x"}, "suffix"),
     ("/v1/completions", {"prompt": ["a"] * 65}, "prompt"), ("/v1/completions", {"draft_tokens": 9}, "draft_tokens"),
+    ("/v1/completions", {"prompt": "word " * 900, "echo": True, "logprobs": 20, "n": 16}, "logprobs"),
     ("/v1/completions", {"prompt": "word " * 5000}, "prompt"), ("/v1/completions", {"maxtokens": 3}, "maxtokens"),
     ("/v1/completions", {"stream_options": {"x": 1}}, "stream_options.x"), ("/v1/completions", schema(nested(40)), "response_format"),
     ("/v1/completions", schema({"enum": ["x" * 70000]}), "response_format"), ("/v1/completions", schema({"type": "nothing"}), "response_format"),

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+import torch
 from openai import NotFoundError, OpenAI
 
 import dsv3
@@ -115,6 +116,30 @@ def test_log_probabilities_say_where_tokens_are_also_of_parts_of_characters(clie
         assert whole.logprobs.text_offset == sorted(whole.logprobs.text_offset)
         assert max(whole.logprobs.text_offset, default=0) <= len(whole.text)
         assert "".join(c.choices[0].text for c in chunks) == whole.text
+
+
+def test_an_echoed_prompt_has_log_probabilities_as_harnesses_ask_for_them(client: OpenAI, demo_model: dsv3.Model) -> None:
+    assert demo_model.tokenizer is not None
+    ids = demo_model.tokenizer.encode("The fox 🦄 said no.")
+    shares = torch.log_softmax(demo_model.logits(ids), dim=-1)
+    wanted = [float(shares[n, token]) for n, token in enumerate(ids[1:])]
+    for prompt, new in ((ids, 1), (ids, 0), ("The fox 🦄 said no.", 4)):
+        options: Any = {"prompt": prompt, "echo": True, "logprobs": 2, "max_tokens": new, "temperature": 0}
+        whole = client.completions.create(model="demo", **options)
+        choice = whole.choices[0]
+        rated = choice.logprobs
+        assert rated is not None and choice.text.startswith("The fox 🦄 said no.") and whole.usage.completion_tokens == new
+        assert len(rated.tokens) == len(rated.text_offset) == len(rated.top_logprobs) == len(ids) + new
+        assert rated.token_logprobs[0] is None and rated.top_logprobs[0] is None
+        assert rated.token_logprobs[1 : len(ids)] == pytest.approx(wanted, abs=1e-4)
+        assert any(token.startswith("bytes:\\x") for token in rated.tokens)
+        for token, at in zip(rated.tokens[1:], rated.text_offset[1:], strict=True):
+            assert token.startswith("bytes:") or choice.text[at:].startswith(token), (token, at)
+        chunks = list(client.completions.create(model="demo", stream=True, **options))
+        assert "".join(c.choices[0].text for c in chunks) == choice.text
+        for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset"):
+            told = [x for c in chunks if c.choices[0].logprobs for x in getattr(c.choices[0].logprobs, name)]
+            assert told == getattr(rated, name), name
 
 
 def test_a_schema_is_kept_to(client: OpenAI) -> None:

@@ -134,6 +134,7 @@ class Engine:
             if choice.error is not None:
                 self._end(r, choice.error)
                 continue
+            r.prompt_logprobs += choice.prompt
             try:
                 text = self.scheduler.commit(choice.work, choice.tokens, choice.logprobs)
             except Exception as error:  # a grammar or a text that fails is the request's own

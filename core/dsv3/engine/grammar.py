@@ -18,6 +18,7 @@ from dsv3.errors import UsageError
 
 _ROW = 20_000  # items of the parser: 2,000, its default, are too few for the properties that 64 KiB of schema can name
 _STEP = 500_000  # the same for one mask, of which a vocabulary of 129,280 tokens tries many
+_FUEL = 250_000  # steps of building the lexer, a fourth of its default, with which (a{1000}){1000} takes a second
 SPACE = r"\n?[ \t]{0,16}"  # an end to it, which small models do not find
 _BURST, _EACH = 0.25, 0.004  # seconds of the engine's thread that a grammar may take, and for each mask: usual ones take 0.0001
 
@@ -55,7 +56,7 @@ class Grammar:
                 grammar = llguidance.LLMatcher.grammar_from_regex(text)
             else:
                 grammar = llguidance.LLMatcher.grammar_from_lark(text)
-            limits = llguidance.LLParserLimits(max_items_in_row=_ROW, step_max_items=_STEP)
+            limits = llguidance.LLParserLimits(max_items_in_row=_ROW, step_max_items=_STEP, initial_lexer_fuel=_FUEL)
             matcher = llguidance.LLMatcher(tokenizer.for_grammars, grammar, log_level=0, limits=limits)
         except ValueError as error:
             raise UsageError(f"grammar ({kind}): {error}") from error

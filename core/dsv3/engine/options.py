@@ -23,7 +23,8 @@ class Sampling:
     Applied to the logits in this order: bias; repetition penalty (Keskar et al. 2019), presence and frequency penalty, over
     prompt and new tokens, and new tokens alone; grammar; temperature; top_k, top_p (Holtzman et al. 2020), min_p.
     verify: how drafts are accepted, "coupled" (the draft and the model share their noise; a draft is accepted if the model
-    chooses it too) or "rejection" (Leviathan et al. 2023). logprobs: how many of the likeliest tokens are given with each.
+    chooses it too) or "rejection" (Leviathan et al. 2023). logprobs: how many of the likeliest tokens are given with each;
+    prompt_logprobs: with each of the prompt's own, of which none is taken from the cache then.
     """
 
     max_new_tokens: int = 200
@@ -42,6 +43,7 @@ class Sampling:
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     grammar: tuple[str, str] | None = None  # (kind, text), see `grammar.py`
 
     @property
@@ -77,8 +79,9 @@ def check_options(**options: Any) -> Sampling:
         given[name] = float(given[name])
     for name, least, most in (
         ("max_new_tokens", 0, None), ("top_k", 0, None), ("draft_tokens", 1, MAX_DRAFTS), ("logprobs", 0, MAX_LOGPROBS),
+        ("prompt_logprobs", 0, MAX_LOGPROBS),
     ):  # fmt: skip
-        given[name] = _checked_integer(name, given[name], least, most, name == "logprobs")
+        given[name] = _checked_integer(name, given[name], least, most, "logprobs" in name)
     for name, allowed in (("draft", (None, "mtp")), ("verify", ("coupled", "rejection"))):
         if given[name] not in allowed:
             _wrong(name, given[name], " or ".join("nothing" if a is None else repr(a) for a in reversed(allowed)))

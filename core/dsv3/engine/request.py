@@ -22,13 +22,14 @@ class Generation:
     cache), new_tokens, ttft_s (seconds to the first token), prefill_tok_s, decode_tok_s, steps, graph_steps (those of them that
     replayed a graph), drafted, accepted, tokens_per_step (what drafts gain where a step with them takes as long as one without;
     compare decode_tok_s for what they gain here). logprobs: for every id its log probability and the likeliest [(id, log
-    probability)], where asked for."""
+    probability)], where asked for; prompt_logprobs: the same of the prompt's ids, None for the first."""
 
     text: str
     ids: list[int]
     finish_reason: FinishReason
     stats: dict[str, float]
     logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 class Status(Enum):
@@ -73,6 +74,7 @@ class Request:
     pending: deque[tuple[int, str]] = field(default_factory=deque)
     events: list[tuple[int, str]] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
     finish_reason: FinishReason | None = None
     error: BaseException | None = None
     grammar: Any = None
@@ -92,7 +94,7 @@ class Request:
         self._detokenizer = Detokenizer(self.tokenizer) if self.tokenizer else None
         self._stops = StopFinder(self.sampling.stop)
         self._credit = 0  # characters that were shown of tokens that are still pending
-        if self.limit <= 0:
+        if self.limit <= 0 and not self.rates_prompt:
             self._end("length")
 
     @property
@@ -113,6 +115,11 @@ class Request:
         return self.sampling.draft is not None
 
     @property
+    def rates_prompt(self) -> bool:
+        """Whether log probabilities of its prompt are to come."""
+        return self.sampling.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt)
+
+    @property
     def longest(self) -> int:
         """Tokens at its longest, with drafts that are written behind the last."""
         return len(self.prompt) + self.limit + self.spare
@@ -126,6 +133,8 @@ class Request:
         """Take a new token; returns the text that may be shown. Ends the request at eos, a stop string, or the limit."""
         if not self.first_token:
             self.first_token = time.perf_counter()
+        if self.limit <= 0:  # only its prompt was of interest
+            return self._end("length")
         if token in self.eos and not self.sampling.ignore_eos:
             return self._end("stop")
         self.tokens.append(token)
@@ -211,4 +220,5 @@ class Request:
             "tokens_per_step": self.new / self.steps if self.steps else 0.0,
         }
         logprobs = None if self.sampling.logprobs is None else list(self.logprobs)
-        return Generation("".join(self.pieces), self.ids, self.finish_reason or "length", stats, logprobs)
+        rated = None if self.sampling.prompt_logprobs is None else list(self.prompt_logprobs)
+        return Generation("".join(self.pieces), self.ids, self.finish_reason or "length", stats, logprobs, rated)

@@ -17,17 +17,20 @@ from dsv3.errors import Dsv3Error
 if TYPE_CHECKING:
     from dsv3.engine.executor import Executor
 
+_RATED = 256  # rows of logits at a time, where those of a whole prompt are wanted
 FEW = 16  # tokens of a request up to which it attends over the latent cache as it is
 NAN = "the model produced NaN logits: a damaged checkpoint, or a kernel at fault; try --backend reference, or --dtype float32"
 
 
 @dataclass
 class Choice:
-    """What was chosen after a work's last rows: its accepted drafts, and one token more."""
+    """What was chosen after a work's last rows: its accepted drafts, and one token more; those log probabilities of the
+    prompt's tokens that are wanted."""
 
     work: Work
     tokens: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs | None] = field(default_factory=list)
+    prompt: list[TokenLogprobs | None] = field(default_factory=list)
     error: Dsv3Error | None = None
 
 
@@ -60,7 +63,26 @@ class Runner:
         for w in works:
             w.request.steps += w.rows > 0
             w.request.graph_steps += w.rows > 0 and logits is not None
-        return Computed(works, len(few), states, self._choose(works, hidden, logits))
+        choices = self._choose(works, hidden, logits)
+        self._rate(choices, hidden)
+        return Computed(works, len(few), states, choices)
+
+    def _rate(self, choices: list[Choice], hidden: Tensor) -> None:
+        """Log probabilities of the prompt's tokens, each by the row of the token before it."""
+        at = 0
+        for choice in choices:
+            w, r = choice.work, choice.work.request
+            first, last = len(r.prompt_logprobs) - 1, min(w.start + len(w.ids), len(r.prompt) - 1)
+            if r.rates_prompt and choice.error is None:
+                for begin in range(first, last, _RATED):
+                    end = min(begin + _RATED, last)
+                    logits = self._model.head(hidden[at + begin - w.start : at + end - w.start])
+                    if bool(logits.isnan().any()):
+                        choice.error = Dsv3Error(NAN)
+                        break
+                    counts = [r.sampling.prompt_logprobs] * (end - begin)
+                    choice.prompt += logprobs_of(logits, r.prompt[begin + 1 : end + 1], counts)
+            at += len(w.ids)
 
     def _choose(self, works: list[Work], hidden: Tensor, logits: Tensor | None) -> list[Choice]:
         choices = [Choice(w) for w in works]

@@ -119,7 +119,7 @@ class Scheduler:
         runs and will grow."""
         r, pool = request, self.pool
         self.keys.extend(r.keys, r.tokens, self._salt(r))
-        usable = (len(r.tokens) - 1) // pool.size  # one token stays, to take logits from
+        usable = 0 if r.rates_prompt else (len(r.tokens) - 1) // pool.size  # one token stays, to take logits from
         held = pool.match(r.keys[:usable])
         need = pool.blocks_for(len(r.tokens) + r.spare) - len(held)
         growing = sum(pool.blocks_for(o.longest) - len(o.blocks) for o in self.running)

@@ -10,14 +10,16 @@ from typing import Any
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from dsv3.engine.request import Request
+from dsv3.engine.request import Request, TokenLogprobs
+from dsv3.engine.text import Detokenizer
 from dsv3.server.answers import Answer, respond
 from dsv3.server.errors import bad
-from dsv3.server.limits import MAX_N, MAX_PROMPTS
+from dsv3.server.limits import MAX_N, MAX_PROMPTS, MAX_RATED
 from dsv3.server.options import grammar_of, options_of, seeds
 from dsv3.server.schema import CompletionRequest
 from dsv3.server.service import Flight, Service
 
+_LEAST = -9999.0  # JSON has no infinity
 _TOKENS = 16  # where no number is asked for, as OpenAI's API has it
 
 
@@ -33,7 +35,7 @@ class _Answer(Answer[CompletionRequest]):
             "model": service.name, "system_fingerprint": service.fingerprint,
         }  # fmt: skip
         self.echoed: list[str] = []
-        self.told: list[int] = []  # tokens whose log probabilities were sent
+        self.told: list[int] = []  # new tokens whose log probabilities were sent; -1 before anything was
         self.length: list[int] = []  # of the text before what comes next, in characters
 
     async def requests(self, salt: bytes) -> list[Request]:
@@ -43,21 +45,23 @@ class _Answer(Answer[CompletionRequest]):
             raise bad("suffix is not supported: these models do not fill in", "suffix")
         if body.best_of not in (None, n):
             raise bad("best_of other than n is not supported", "best_of")
-        if body.echo and body.logprobs is not None:
-            raise bad("echo together with logprobs is not supported", "echo")
         prompts = _prompts(body.prompt)
         if len(prompts) > MAX_PROMPTS or len(prompts) * n > MAX_PROMPTS * MAX_N // 4:
             raise bad(f"{len(prompts)} prompts with {n} answers each are too many", "prompt")
         options = options_of(body, body.max_tokens, body.logprobs, _TOKENS, service.drafts)
+        if body.echo:
+            options["prompt_logprobs"] = body.logprobs
         if (grammar := grammar_of(body.response_format)) is not None:
             options["grammar"] = grammar
         found: list[Request] = []
         for prompt in prompts:
             ids = await service.prompt_ids(prompt)
+            if body.echo and len(ids) * n * (1 + (body.logprobs or 0)) > MAX_RATED:
+                raise bad(f"logprobs of {len(ids)} tokens of a prompt are too many; ask for fewer of the likeliest", "logprobs")
             for seed in seeds(body.seed, n):
                 found += await service.requests([ids], {**options, "seed": seed}, salt, "prompt")
             self.echoed += [self._shown(prompt)] * n
-        self.told, self.length = [0] * len(found), [len(echoed) for echoed in self.echoed]
+        self.told, self.length = [-1] * len(found), [0] * len(found)
         return found
 
     def _shown(self, prompt: Any) -> str:
@@ -94,21 +98,32 @@ class _Answer(Answer[CompletionRequest]):
             yield {**self.head, "choices": [], "usage": self.usage(flight)}
 
     def _logprobs(self, n: int, r: Request, events: list[tuple[int, str]]) -> dict[str, Any] | None:
-        """Of new tokens with their texts: how each token is written, and where in the text it begins."""
+        """Of new tokens with their texts, and before the first of the prompt's where it is echoed: how each is written, and
+        where in the text it begins."""
         if self.body.logprobs is None:
             return None
-        name = self.service.tokenizer.piece_name
         found: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        if self.told[n] < 0:
+            self.told[n] = 0
+            if self.body.echo:
+                growing = Detokenizer(self.service.tokenizer)
+                for token, rated in zip(r.prompt, r.prompt_logprobs, strict=True):
+                    self._add(found, n, token, rated)
+                    self.length[n] += len(growing.push(token))
+                self.length[n] = len(self.echoed[n])
         for token, text in events:
             if token >= 0:
-                value, most = r.logprobs[self.told[n]]
+                self._add(found, n, token, r.logprobs[self.told[n]])
                 self.told[n] += 1
-                found["tokens"].append(name(token))
-                found["token_logprobs"].append(value)
-                found["top_logprobs"].append(_by_name([(name(i), i, v) for i, v in most]))
-                found["text_offset"].append(self.length[n])
             self.length[n] += len(text)
         return found
+
+    def _add(self, found: dict[str, Any], n: int, token: int, rated: TokenLogprobs | None) -> None:
+        name = self.service.tokenizer.piece_name
+        found["tokens"].append(name(token))
+        found["token_logprobs"].append(None if rated is None else max(rated[0], _LEAST))
+        found["top_logprobs"].append(None if rated is None else _by_name([(name(i), i, max(v, _LEAST)) for i, v in rated[1]]))
+        found["text_offset"].append(self.length[n])
 
 
 def _by_name(most: list[tuple[str, int, float]]) -> dict[str, float]:

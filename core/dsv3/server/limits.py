@@ -9,6 +9,7 @@ MAX_STOPS, MAX_STOP_CHARS = 4, 128
 MAX_TOOLS = 128
 MAX_MESSAGES = 4096
 MAX_PROMPTS = 64
+MAX_RATED = 1 << 18  # log probabilities of a prompt's tokens in an answer
 MAX_SCHEMA_BYTES, MAX_SCHEMA_DEPTH = 64 << 10, 32
 HEADER_BYTES, HEADER_LINES = 64 << 10, 100
 STREAM_BYTES = 1 << 20  # of a stream that its client does not read
