@@ -66,6 +66,10 @@ class Grammar:
         found._mask()  # what cannot even begin is said now
         return found
 
+    def another(self) -> Grammar:
+        """The same, at its beginning as this one is: compiled once for many."""
+        return Grammar(self._matcher.deep_copy(), self._vocabulary)
+
     @property
     def finished(self) -> bool:
         """Nothing can follow."""

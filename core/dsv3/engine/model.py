@@ -259,31 +259,38 @@ class Model(Executor):
         ids = self._needs_tokenizer().encode(prompt) if isinstance(prompt, str) else prompt
         return self._checked(ids, 1, room=1)
 
-    def requests(self, prompts: Many[Any], options: Mapping[str, Any], salt: bytes = b"") -> list[Request]:
+    def requests(
+        self, prompts: Many[Any], options: Mapping[str, Any], salt: bytes = b"", seeds: Many[int | None] | None = None
+    ) -> list[Request]:
         """Prompts with the options of `generate`, checked, as requests for the engine; those of one salt share what the cache
-        knows of their beginnings."""
+        knows of their beginnings. seeds: each prompt once with each."""
         sampling = check_options(**options)
         if sampling.draft:
             self._needs_mtp("draft='mtp'")
-        seed = options.get("seed")
-        return [self._request(p, sampling, seed, salt) for p in prompts]
+        self._check_sampling(sampling)
+        eos = self._eos()
+        first: Grammar | None = None
+        if sampling.grammar is not None:
+            if not eos:
+                raise UsageError("a grammar needs an end-of-text token; this model has none")
+            first = Grammar.of(self._needs_tokenizer(), *sampling.grammar, sorted(eos), self.config.vocab_size)
+        found = []
+        for prompt in prompts:
+            tokens = self.prompt_ids(prompt)
+            limit = min(sampling.max_new_tokens, self.config.max_position_embeddings - len(tokens))
+            for seed in (options.get("seed"),) if seeds is None else seeds:
+                chosen = secrets.randbits(63) if seed is None else signed(seed)
+                grammar = first and first.another()
+                found.append(Request(tokens, sampling, chosen, limit, eos, self.tokenizer, salt, grammar=grammar))
+        return found
 
-    def _request(self, prompt: Any, sampling: Sampling, seed: int | None, salt: bytes) -> Request:
-        tokens = self.prompt_ids(prompt)
+    def _check_sampling(self, sampling: Sampling) -> None:
+        """What options need of this model."""
         if sampling.stop and self.tokenizer is None:
             raise UsageError("stop strings need a tokenizer; this model's folder has none")
         wrong = next((t for t, _ in sampling.logit_bias if t >= self.config.vocab_size), None)
         if wrong is not None:
             raise UsageError(f"logit_bias: token id {wrong} is outside the vocabulary of {self.config.vocab_size}")
-        eos = self._eos()
-        chosen = secrets.randbits(63) if seed is None else signed(seed)
-        limit = min(sampling.max_new_tokens, self.config.max_position_embeddings - len(tokens))
-        grammar = None
-        if sampling.grammar is not None:
-            if not eos:
-                raise UsageError("a grammar needs an end-of-text token; this model has none")
-            grammar = Grammar.of(self._needs_tokenizer(), *sampling.grammar, sorted(eos), self.config.vocab_size)
-        return Request(tokens, sampling, chosen, limit, eos, self.tokenizer, salt, grammar=grammar)
 
     def _eos(self) -> frozenset[int]:
         found = self.config.eos_token_id

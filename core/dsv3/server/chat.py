@@ -85,9 +85,7 @@ class _Answer(Answer[ChatRequest]):
             grammar = await asyncio.to_thread(call_grammar, service.chat, service.tokenizer, tools)
         if grammar is not None:
             options["grammar"] = after_reasoning(grammar, service.tokenizer) if prompt.starts_in_reasoning else grammar
-        found: list[Request] = []
-        for seed in seeds(body.seed, body.n or 1):
-            found += await service.requests([prompt.ids], {**options, "seed": seed}, salt, "messages")
+        found = await service.requests([prompt.ids], options, salt, "messages", seeds(body.seed, body.n or 1))
         self.turns = [Turn(service.chat, prompt, bool(self.tools), forced is not None) for _ in found]
         for request, turn in zip(found, self.turns, strict=True):
             request.stopless = turn.opening

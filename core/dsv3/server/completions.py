@@ -53,14 +53,12 @@ class _Answer(Answer[CompletionRequest]):
             options["prompt_logprobs"] = body.logprobs
         if (grammar := grammar_of(body.response_format)) is not None:
             options["grammar"] = grammar
-        found: list[Request] = []
-        for prompt in prompts:
-            ids = await service.prompt_ids(prompt)
-            if body.echo and len(ids) * n * (1 + (body.logprobs or 0)) > MAX_RATED:
-                raise bad(f"logprobs of {len(ids)} tokens of a prompt are too many; ask for fewer of the likeliest", "logprobs")
-            for seed in seeds(body.seed, n):
-                found += await service.requests([ids], {**options, "seed": seed}, salt, "prompt")
-            self.echoed += [self._shown(prompt)] * n
+        ids = [await service.prompt_ids(prompt) for prompt in prompts]
+        count = sum(map(len, ids)) * n
+        if body.echo and body.logprobs is not None and count * (1 + body.logprobs) > MAX_RATED:
+            raise bad(f"logprobs of {count} tokens of prompts are too many; ask for fewer of the likeliest", "logprobs")
+        found = await service.requests(ids, options, salt, "prompt", seeds(body.seed, n))
+        self.echoed = [self._shown(prompt) for prompt in prompts for _ in range(n)]
         self.told, self.length = [-1] * len(found), [0] * len(found)
         return found
 

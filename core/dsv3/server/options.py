@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 from typing import Any
 
 from dsv3.engine.model import Model
@@ -43,10 +42,10 @@ def drafts_for(model: Model, wanted: int) -> int:
     return wanted if model.graph.mtp else 0
 
 
-def seeds(seed: int | None, n: int) -> list[int]:
-    """One for each answer."""
+def seeds(seed: int | None, n: int) -> list[int | None]:
+    """One for each answer to a prompt; None is another each time."""
     if seed is None:
-        return [secrets.randbits(63) for _ in range(n)]
+        return [None] * n
     return [seed + i * _SPREAD for i in range(n)]
 
 

@@ -108,9 +108,11 @@ class Service:
         if name and name != self.name:
             raise ApiError(404, f"the model {name!r} does not exist; this server has {self.name!r}", "model", "model_not_found")
 
-    async def requests(self, prompts: Sequence[Any], options: dict[str, Any], salt: bytes, param: str) -> list[Request]:
-        """Checked requests; compiling a grammar is not done by the loop. param: where the prompts come from."""
-        return await self._aside(param, self.model.requests, prompts, options, salt)
+    async def requests(
+        self, prompts: Sequence[Any], options: dict[str, Any], salt: bytes, param: str, seeds: Sequence[int | None]
+    ) -> list[Request]:
+        """Checked requests, see `Model.requests`; the loop compiles no grammars. param: where the prompts come from."""
+        return await self._aside(param, self.model.requests, prompts, options, salt, seeds)
 
     async def prompt_ids(self, prompt: Any) -> list[int]:
         """Of a text or of ids, checked; tokenising is not done by the loop."""
