@@ -323,6 +323,8 @@ USER = {"role": "user", "content": "x"}
         ([USER, {"role": "assistant", "content": "x", "reasoning_content": 1}], {}, "reasoning_content"),
         ([result("a", "x")], {}, "follow 0 tool calls"), ([*ASKED, result("a", "x")], {}, "follow 2 tool calls"),
         ([*ASKED[:2], result("z", "x")], {}, "none of the calls"),
+        ([*ASKED[:2], result("b", "x")], {}, "tool call 'a' is not answered"),
+        ([*ASKED[:2], result("b", "x"), result("b", "y")], {}, "tool call 'b' is answered twice"),
         ([USER], {"tools": "f"}, "expected a list"), ([USER], {"tools": [{"type": "x"}]}, "tool 0"),
         ([USER], {"tools": [{"type": "function", "function": {"name": ""}}]}, "tool 0"),
         ([USER], {"thinking": 1}, "thinking is 1"), ([USER], {"thinking": True}, "no reasoning"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -137,3 +138,11 @@ def test_rows_do_not_touch_each_other() -> None:
 def test_wrong_options_are_named(options: dict[str, Any], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         check_options(**options)
+
+
+def test_numbers_may_be_numpys() -> None:
+    numbers = {"temperature": np.float32(0.5), "top_k": np.int64(3), "min_p": np.float64(0), "seed": np.int8(1)}
+    found = check_options(**numbers, logit_bias={np.int32(4): np.float16(2)})
+    assert found == check_options(temperature=0.5, top_k=3, min_p=0, logit_bias={4: 2}, seed=1)
+    with pytest.raises(UsageError, match="temperature"):
+        check_options(temperature=np.float32("nan"))

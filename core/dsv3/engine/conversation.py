@@ -109,19 +109,27 @@ def _in_order(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for is_tool, run in itertools.groupby(messages, key=lambda m: m["role"] == "tool"):
         group = list(run)
         if is_tool:
-            calls = [c["id"] for c in found[-1].get("tool_calls", [])] if found else []
-            ids = [m["tool_call_id"] for m in group if "tool_call_id" in m]
-            if len(group) > len(calls):
-                raise UsageError(f"{len(group)} tool messages follow {len(calls)} tool calls; a tool message answers one call")
-            unknown = [i for i in ids if i not in calls]
-            if any(calls) and unknown:
-                raise UsageError(f"tool_call_id {_shown(unknown[0])} is none of the calls before it: {_shown(calls)}")
-            if any(calls) and (twice := Counter(ids) - Counter(calls)):
-                raise UsageError(f"tool_call_id {_shown(next(iter(twice)))} is answered twice")
-            if len(ids) == len(group) and any(calls):
-                group.sort(key=lambda m: calls.index(m["tool_call_id"]))
+            group = _ordered(group, [c["id"] for c in found[-1].get("tool_calls", [])] if found else [])
         found += group
     return found
+
+
+def _ordered(answers: list[dict[str, Any]], calls: list[str]) -> list[dict[str, Any]]:
+    """Tool messages in the order of the calls with these ids. Where there are ids, each call has one answer: a model that knows
+    answers by their order would take one for another's."""
+    if len(answers) > len(calls):
+        raise UsageError(f"{len(answers)} tool messages follow {len(calls)} tool calls; a tool message answers one call")
+    ids = [m["tool_call_id"] for m in answers if "tool_call_id" in m]
+    unknown = [i for i in ids if i not in calls]
+    if any(calls) and unknown:
+        raise UsageError(f"tool_call_id {_shown(unknown[0])} is none of the calls before it: {_shown(calls)}")
+    if len(ids) < len(answers) or not all(calls):
+        return answers
+    if twice := Counter(ids) - Counter(calls):
+        raise UsageError(f"tool call {_shown(next(iter(twice)))} is answered twice")
+    if left := Counter(calls) - Counter(ids):
+        raise UsageError(f"tool call {_shown(next(iter(left)))} is not answered; give it a tool message")
+    return sorted(answers, key=lambda m: calls.index(m["tool_call_id"]))
 
 
 def _string(value: Any, what: str) -> str:
