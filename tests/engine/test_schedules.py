@@ -109,6 +109,40 @@ def test_what_is_shared_is_not_computed_again() -> None:
     assert drafting.cached == 0, "its blocks must hold entries of the MTP module too"
 
 
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_who_asks_the_same_at_once_waits_until_one_has_computed_it_and_others_do_not(drafts: int) -> None:
+    executor = FakeExecutor()
+    engine = Engine(executor, 400, 24, 24, 8)  # type: ignore[arg-type]
+    common = {"limit": 3, "ignore_eos": True, "drafts": drafts, "salt": b"", "abort": None}
+    prompt = BASES[0][:36]
+    alike = [request({"prompt": prompt, "seed": n, **common}) for n in range(4)]
+    other = request({"prompt": [9, 9, 9], "seed": 0, **common})
+    engine.submit([*alike, other])
+    engine.step()
+    assert [r.status for r in alike] == [Status.RUNNING, *[Status.WAITING] * 3]
+    engine.step()
+    assert other.new > 0 and alike[1].status is Status.WAITING, "it was not behind them"
+    for _ in engine.drive([*alike, other]):
+        engine.check()
+    assert [r.ids for r in alike] == [alone(prompt, 3, n, True) for n in range(4)]
+    size = engine.pool.size
+    assert all(r.cached == (len(prompt) - 1) // size * size for r in alike[1:])
+
+
+def test_when_the_one_that_computes_it_is_aborted_another_does() -> None:
+    engine = Engine(FakeExecutor(), 400, 8, 8, 8)  # type: ignore[arg-type]
+    common = {"limit": 2, "ignore_eos": True, "drafts": 0, "salt": b"", "abort": None}
+    first, second, third = (request({"prompt": BASES[0][:36], "seed": n, **common}) for n in range(3))
+    engine.submit([first, second, third])
+    engine.step()
+    engine.abort([first])
+    engine.step()
+    assert (second.status, third.status) == (Status.RUNNING, Status.WAITING)
+    for _ in engine.drive([second, third]):
+        engine.check()
+    assert second.ids == alone(BASES[0][:36], 2, 1, True) and third.ids == alone(BASES[0][:36], 2, 2, True)
+
+
 def test_a_long_prompt_leaves_others_their_steps() -> None:
     """Every step in which a prompt is read also moves those on who wait for their next token."""
     engine = Engine(FakeExecutor(), None, 64, 8, 4)  # type: ignore[arg-type]

@@ -68,6 +68,10 @@ class BlockPool:
             taken.append(block)
         return taken
 
+    def knows(self, key: bytes) -> bool:
+        """Whether the block of a key can be found."""
+        return key in self._found
+
     def match(self, keys: Iterable[bytes]) -> list[int]:
         """Hold the blocks of the longest beginning that is known."""
         held: list[int] = []

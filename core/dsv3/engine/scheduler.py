@@ -68,15 +68,37 @@ class Scheduler:
         plan = [w for w in plan if w.request.status is Status.RUNNING]
         if plan and not prompts:
             left = min(left, self.beside)
-        while self.waiting and not preempted and left > 0 and len(self.running) < self.most:
-            if not self._admit(self.waiting[0]):
+        at = 0
+        for request in self.running if self.waiting else ():
+            if request.drafting:
+                self._name(request)  # the MTP module has filled its entries since the last step was taken
+        while at < min(len(self.waiting), self.most) and not preempted and left > 0 and len(self.running) < self.most:
+            request = self.waiting[at]
+            if self._comes(request):
+                at += 1
+                continue
+            if not self._admit(request):
                 break
-            request = self.waiting.popleft()
+            del self.waiting[at]
             work = self._work(request, left)
             assert work is not None
             plan.append(work)
             left -= len(work.ids)
         return plan
+
+    def _comes(self, r: Request) -> bool:
+        """Whether what follows the known beginning of a prompt is just being computed for another that is alike: as of further
+        answers to one prompt, which would all compute it."""
+        usable = self._shareable(r)
+        known = next((n for n, key in enumerate(r.keys[:usable]) if not self.pool.knows(key)), usable)
+        return known < usable and any(
+            o.keys[known : known + 1] == r.keys[known : known + 1] for o in self.running if len(o.tokens) - o.computed > 1
+        )
+
+    def _shareable(self, r: Request) -> int:
+        """Blocks of a request's tokens that may be another's, all with their keys."""
+        self.keys.extend(r.keys, r.tokens, self._salt(r))
+        return 0 if r.rates_prompt else (len(r.tokens) - 1) // self.pool.size  # one token stays, to take logits from
 
     def _work(self, r: Request, left: int) -> Work | None:
         known = r.tokens[r.computed : r.computed + left]
@@ -118,9 +140,7 @@ class Scheduler:
         """Only where all of it fits, so that two halves of prompts never wait for each other, and leaves a block for each that
         runs and will grow."""
         r, pool = request, self.pool
-        self.keys.extend(r.keys, r.tokens, self._salt(r))
-        usable = 0 if r.rates_prompt else (len(r.tokens) - 1) // pool.size  # one token stays, to take logits from
-        held = pool.match(r.keys[:usable])
+        held = pool.match(r.keys[: self._shareable(r)])
         need = pool.blocks_for(len(r.tokens) + r.spare) - len(held)
         growing = sum(pool.blocks_for(o.longest) - len(o.blocks) for o in self.running)
         if need + min(growing, len(self.running)) > pool.free:
