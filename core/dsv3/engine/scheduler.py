@@ -87,8 +87,8 @@ class Scheduler:
         return plan
 
     def _comes(self, r: Request) -> bool:
-        """Whether what follows the known beginning of a prompt is just being computed for another request. Of several answers to
-        one prompt each would compute it all."""
+        """Whether what follows the known beginning of a prompt is just being computed for another: of several answers to one
+        prompt, each would compute it."""
         usable = self._shareable(r)
         known = next((n for n, key in enumerate(r.keys[:usable]) if not self.pool.knows(key)), usable)
         return known < usable and any(
