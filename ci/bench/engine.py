@@ -33,26 +33,34 @@ def prompts(folder: str | None, words: int = 24, most: int = 16) -> list[str]:
 
 
 def drafts(model: dsv3.Model, texts: list[str], tokens: int, repeat: int) -> list[dict[str, Any]]:
-    """Greedy decoding one prompt at a time, with 0 to 4 drafts; medians over repeats of the tokens a second of all prompts."""
-    rows: list[dict[str, Any]] = []
-    wanted: list[list[int]] = []
-    for k in (0, 1, 2, 3, 4):
-        extra = {"draft": "mtp", "draft_tokens": k} if k else {}
+    """Greedy decoding one prompt at a time, with 0 to 4 drafts. Each prompt is continued with every number of drafts before the
+    next is, as a machine's speed changes within seconds; medians over repeats of all prompts' tokens a second, and of the
+    ratios to plain decoding in the same repeat."""
+    counts = range(5)
+    options: list[dict[str, Any]] = [{"draft": "mtp", "draft_tokens": k} if k else {} for k in counts]
+    for extra in options:
         model.generate(texts[0], max_new_tokens=8, **extra)
-        speeds, found = [], []
-        for _ in range(repeat):
-            found = [model.generate(text, max_new_tokens=tokens, ignore_eos=True, **extra) for text in texts]
-            speeds.append(sum(g.stats["new_tokens"] - 1 for g in found) / sum(_seconds(g) for g in found))
-        wanted = wanted or [g.ids for g in found]
-        total = {name: sum(g.stats[name] for g in found) for name in ("steps", "drafted", "accepted")}
+    speeds: list[list[float]] = [[] for _ in counts]
+    found: list[list[Any]] = []
+    for _ in range(repeat):
+        found = [[] for _ in counts]
+        for text in texts:
+            for k in counts:
+                found[k].append(model.generate(text, max_new_tokens=tokens, ignore_eos=True, **options[k]))
+        for k in counts:
+            speeds[k].append(sum(g.stats["new_tokens"] - 1 for g in found[k]) / sum(_seconds(g) for g in found[k]))
+    rows = []
+    for k in counts:
+        total = {name: sum(g.stats[name] for g in found[k]) for name in ("steps", "drafted", "accepted")}
         rows.append(
             {
-                "drafts": k, "tokens_s": statistics.median(speeds), "same_tokens": [g.ids for g in found] == wanted,
+                "drafts": k, "tokens_s": statistics.median(speeds[k]),
+                "speed_up": statistics.median(own / plain for own, plain in zip(speeds[k], speeds[0], strict=True)),
+                "same_tokens": [g.ids for g in found[k]] == [g.ids for g in found[0]],
                 "accepted_share": total["accepted"] / total["drafted"] if k else 0.0,
                 "accepted_per_step": total["accepted"] / total["steps"],
             }
         )  # fmt: skip
-        rows[-1]["speed_up"] = rows[-1]["tokens_s"] / rows[0]["tokens_s"]
     return rows
 
 
@@ -61,20 +69,24 @@ def _seconds(g: Any) -> float:
 
 
 def batches(model: dsv3.Model, texts: list[str], tokens: int, repeat: int) -> list[dict[str, Any]]:
-    """New tokens a second of 32 requests, so many at a time."""
+    """New tokens a second of 32 requests, so many at a time, in turns."""
     many = (texts * 32)[:32]
-    rows: list[dict[str, Any]] = []
-    for at_once in (1, 8, 32):
-        speeds = []
-        for _ in range(repeat):
+    sizes = (1, 8, 32)
+    speeds: list[list[float]] = [[] for _ in sizes]
+    for _ in range(repeat):
+        for own, at_once in zip(speeds, sizes, strict=True):
             model.serve_with(most=at_once, cache_tokens=64 * 32 * 8)
             start = time.perf_counter()
             found = model.generate(many, max_new_tokens=tokens, ignore_eos=True)
-            speeds.append(sum(g.stats["new_tokens"] for g in found) / (time.perf_counter() - start))
-        rows.append({"at_once": at_once, "tokens_s": statistics.median(speeds)})
-        rows[-1]["speed_up"] = rows[-1]["tokens_s"] / rows[0]["tokens_s"]
+            own.append(sum(g.stats["new_tokens"] for g in found) / (time.perf_counter() - start))
     model.close()
-    return rows
+    return [
+        {
+            "at_once": at_once, "tokens_s": statistics.median(own),
+            "speed_up": statistics.median(some / one for some, one in zip(own, speeds[0], strict=True)),
+        }
+        for own, at_once in zip(speeds, sizes, strict=True)
+    ]  # fmt: skip
 
 
 def stall(model: dsv3.Model, length: int, beside: int) -> dict[str, float]:
