@@ -104,11 +104,18 @@ def test_reasoning_is_set_apart_and_an_answer_has_its_form(client: OpenAI, deeps
             ask(client, extra_body={"thinking": True})
         return
     plain = ask(client, extra_body={"thinking": True}).choices[0].message
+    for other in ({"thinking": {"type": "enabled"}}, {"chat_template_kwargs": {"enable_thinking": True}}):
+        assert ask(client, extra_body=other).choices[0].message == plain
+    for other in ({"thinking": {"type": "disabled"}}, {"chat_template_kwargs": {"thinking": False}}):
+        assert "reasoning_content" not in (ask(client, extra_body=other).choices[0].message.model_extra or {})
     assert plain.model_extra["reasoning_content"] and not plain.content, "it never says that it has thought enough"
     end = deepseek_model.tokenizer.token_id("</think>")
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "integer", "minimum": 10, "maximum": 99}}}
     found = ask(client, logit_bias={str(end): 100}, response_format=form, extra_body={"thinking": True}).choices[0]
     assert 10 <= int(found.message.content) <= 99 and found.finish_reason == "stop"
+    own = {"type": "grammar", "grammar": 'start: answer "!"\nanswer: /[0-9]{3}/'}
+    found = ask(client, logit_bias={str(end): 100}, extra_body={"thinking": True, "response_format": own}).choices[0]
+    assert re.fullmatch(r"[0-9]{3}!", found.message.content)
     odd = {"type": "regex", "regex": "a/b\\/c[0-9]{2}"}
     found = ask(client, logit_bias={str(end): 100}, extra_body={"thinking": True, "response_format": odd}).choices[0]
     assert re.fullmatch(r"a/b/c[0-9]{2}", found.message.content)

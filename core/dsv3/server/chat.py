@@ -72,7 +72,7 @@ class _Answer(Answer[ChatRequest]):
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
         if body.top_logprobs and not body.logprobs:
             raise bad("top_logprobs needs logprobs: true", "top_logprobs")
-        prompt = await prompt_of(service, body.messages, self.tools, body.thinking)
+        prompt = await prompt_of(service, body.messages, self.tools, body.thinks)
         room = max(1, service.context - len(prompt.ids) - 2 * max(service.drafts, body.draft_tokens or 0) - 1)
         limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
         options = options_of(body, limit, logprobs, room, service.drafts)

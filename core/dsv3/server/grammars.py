@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from dsv3.engine.text import Tokenizer
 
 _MARKERS = ("calls▁begin", "call▁begin", "sep", "call▁end", "calls▁end")
+_RULE = "dsv3_answer"  # a name that a client's grammar will not have
 _ANYTHING = r"/(?s:.*)/"
 
 
@@ -54,8 +55,8 @@ def after_reasoning(grammar: tuple[str, str], tokenizer: Tokenizer) -> tuple[str
     if kind == "lark":
         if not text.startswith("start:"):
             raise bad("a grammar of one's own cannot follow reasoning; ask with thinking: false", "response_format")
-        return "lark", f"start: {think} answer\nanswer:{text.removeprefix('start:')}"
+        return "lark", f"start: {think} {_RULE}\n{_RULE}:{text.removeprefix('start:')}"
     if kind == "regex":
-        return "lark", f"start: {think} answer\nanswer: /{_in_lark(text)}/"
+        return "lark", f"start: {think} {_RULE}\n{_RULE}: /{_in_lark(text)}/"
     schema = json.loads(text) if kind == "json_schema" else {"type": "object"}
-    return "lark", f"start: {think} /[ \\n]{{0,4}}/ answer\nanswer: {json_rule(schema)}"
+    return "lark", f"start: {think} /[ \\n]{{0,4}}/ {_RULE}\n{_RULE}: {json_rule(schema)}"

@@ -127,8 +127,22 @@ class Message(Struct):
     reasoning_content: str | None = None
 
 
+class Thinking(Struct, forbid_unknown_fields=True):
+    """As DeepSeek's own API has it."""
+
+    type: Literal["enabled", "disabled"]
+
+
+class TemplateArguments(Struct, forbid_unknown_fields=True):
+    """As vLLM's and SGLang's clients write it."""
+
+    thinking: bool | None = None
+    enable_thinking: bool | None = None
+
+
 class ChatRequest(Sampled, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/chat/completions. thinking is an extension: whether a model that can do either thinks aloud first."""
+    """POST /v1/chat/completions. thinking is an extension: whether a model that can do either thinks aloud; it is taken as
+    other servers take it too."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Count | None = None
@@ -140,9 +154,20 @@ class ChatRequest(Sampled, kw_only=True, forbid_unknown_fields=True):
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
     reasoning_effort: str | None = None
-    thinking: bool | None = None
+    thinking: bool | Thinking | None = None
+    chat_template_kwargs: TemplateArguments | None = None
     modalities: list[Literal["text"]] | None = None
     verbosity: str | None = None
+
+
+    @property
+    def thinks(self) -> bool | None:
+        """What is asked for; None where nothing is said."""
+        if isinstance(self.thinking, Thinking):
+            return self.thinking.type == "enabled"
+        if self.thinking is None and (given := self.chat_template_kwargs) is not None:
+            return given.enable_thinking if given.thinking is None else given.thinking
+        return self.thinking
 
 
 class TokenizeRequest(Struct, kw_only=True, forbid_unknown_fields=True):

@@ -202,7 +202,7 @@ class Service:
 def _wrong(error: UsageError, param: str | None) -> ApiError:
     """param: what is wrong where the error does not begin with its name."""
     text = str(error)
-    if text.startswith(("grammar", "the grammar")):
+    if text.startswith(("grammar", "the grammar", "a grammar")):
         param = "response_format"
     elif text.startswith("logit_bias"):
         param = "logit_bias"
