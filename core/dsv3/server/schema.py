@@ -141,8 +141,8 @@ class TemplateArguments(Struct, forbid_unknown_fields=True):
 
 
 class ChatRequest(Sampled, kw_only=True, forbid_unknown_fields=True):
-    """POST /v1/chat/completions. thinking is an extension: whether a model that can do either thinks aloud; it is taken as
-    other servers take it too."""
+    """POST /v1/chat/completions. thinking is an extension: whether a model that can do either thinks aloud; it is
+    taken in other servers' forms too."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Count | None = None
@@ -158,7 +158,6 @@ class ChatRequest(Sampled, kw_only=True, forbid_unknown_fields=True):
     chat_template_kwargs: TemplateArguments | None = None
     modalities: list[Literal["text"]] | None = None
     verbosity: str | None = None
-
 
     @property
     def thinks(self) -> bool | None:
