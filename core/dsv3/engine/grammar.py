@@ -108,8 +108,8 @@ class Grammar:
         so_far.taken += time.thread_time() - begun
         if so_far.taken > _BURST + _EACH * so_far.masks:
             raise UsageError(
-                f"the grammar is too costly: {so_far.taken:.2f} s for {so_far.masks} tokens; rules that may be empty and are "
-                "repeated, or that read a text in several ways, cost more with each: write it without them"
+                f"the grammar is too costly: {so_far.taken:.2f} s for {so_far.masks} tokens; what costs are rules that may be empty "
+                "and are repeated, texts that can be read in several ways, and many hundreds of optional properties"
             )
 
     def _check(self) -> None:
