@@ -73,3 +73,16 @@ def test_in_a_call_a_stop_string_is_no_stop() -> None:
     request = asked(["STOP"], 100, stopless=frozenset((marker,)))
     told(request, [*before, *tokenizer.encode_literal("P"), marker])
     assert request.result().text == "so "
+
+
+def test_the_end_of_reasoning_is_no_text_to_a_stop_string() -> None:
+    tokenizer = v32_tokenizer()
+    end = tokenizer.token_id("</think>")
+    assert end is not None
+    before, after = tokenizer.encode_literal("so <"), tokenizer.encode_literal("is it > no")
+    request = asked(["<<", "think", ">"], 100)
+    request.unsearched = frozenset((end,))
+    events = told(request, [*before, end, *after])
+    assert "".join(text for _, text in events) == request.result().text
+    assert request.result().text == "so <</think>is it ", "what follows is searched again"
+    assert request.finish_reason == "stop" and [token for token, _ in events] == request.result().ids

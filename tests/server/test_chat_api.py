@@ -119,6 +119,8 @@ def test_reasoning_is_set_apart_and_an_answer_has_its_form(client: OpenAI, deeps
     odd = {"type": "regex", "regex": "a/b\\/c[0-9]{2}"}
     found = ask(client, logit_bias={str(end): 100}, extra_body={"thinking": True, "response_format": odd}).choices[0]
     assert re.fullmatch(r"a/b/c[0-9]{2}", found.message.content)
+    found = ask(client, logit_bias={str(end): 100}, stop=[">", "think"], response_format=form, extra_body={"thinking": True})
+    assert 10 <= int(found.choices[0].message.content) <= 99, "its marker is no text"
     thought, reason = joined(ask(client, stream=True, extra_body={"thinking": True}))
     assert thought["reasoning_content"] == plain.model_extra["reasoning_content"] and reason == "length"
 
@@ -137,6 +139,9 @@ def test_wrong_conversations_are_explained(client: OpenAI) -> None:
     ):
         with pytest.raises(BadRequestError, match=said):
             ask(client, messages=messages)
+    for name in ("f\n", "a b", ""):
+        with pytest.raises(BadRequestError, match="matching regex"):
+            ask(client, tools=[{"type": "function", "function": {"name": name}}])
     with pytest.raises(BadRequestError, match="no tool 'other'"):
         ask(client, tools=TOOLS, tool_choice={"type": "function", "function": {"name": "other"}})
 

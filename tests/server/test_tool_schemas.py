@@ -24,7 +24,7 @@ WRONG: list[dict[str, Any]] = [
     {"properties": {"a": {"type": "string", "format": "no such"}}, "required": ["a"]}, {"not": {}},
 ]  # fmt: skip
 REFERENCE = {"$ref": "#/$defs/p", "$defs": {"p": {"properties": {"a": {"type": "integer"}}, "required": ["a"]}}}
-UNNAMEABLE = ['a"b', "a\nb", "a<b", "a>b", ""]
+UNNAMEABLE = ['a"b', "a\nb", "a<b", "a>b", "", "n" * 201]
 ONLY_MARKUP: list[dict[str, Any]] = [
     {"anyOf": [{"required": ["a"]}, {"required": ["b"]}]}, {"allOf": [{"properties": {"a": {}}}]}, {"minProperties": 1},
     {"properties": {"a": {"$ref": "#/properties/b"}, "b": {"type": "integer"}}},
@@ -106,7 +106,9 @@ def test_white_space_between_the_parts_of_arguments_has_an_end(form: str, reason
         ({"additionalProperties": False}, "", True), ({"additionalProperties": False}, line("a", "x", True), False),
         ({"additionalProperties": {"type": "integer"}}, line("any thing", "1") + line("b", "2"), True),
         ({"additionalProperties": {"type": "integer"}}, line("a", "x", True), False),
-        ({}, line("a", "[1]") + line("b", "x", True), True),
+        ({}, line("a", "[1]") + line("b", "x", True), True), ({}, line("n" * 201, "[1]"), False),
+        ({"properties": {"n" * 200: {}}, "required": ["n" * 200]}, line("n" * 200, "[1]"), True),
+        ({"properties": {"a": {"enum": [f"</{M}parameter>", "<think>"]}}}, line("a", "<think>", True), False),
         ({"required": ["b"], "additionalProperties": {"type": "integer"}}, line("b", "x", True), False),
         ({"required": ["b"], "additionalProperties": {"type": "integer"}}, line("b", "3"), True),
         ({"properties": {"ä b/c": {"const": "x"}}}, line("ä b/c", "x", True), True),

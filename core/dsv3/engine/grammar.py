@@ -20,7 +20,7 @@ _ROW = 20_000  # items of the parser: 2,000, its default, are too few for the pr
 _STEP = 500_000  # the same for one mask, of which a vocabulary of 129,280 tokens tries many
 _FUEL = 250_000  # steps of building the lexer, a fourth of its default, with which (a{1000}){1000} takes a second
 SPACE = r"\n?[ \t]{0,16}"  # an end to it, which small models do not find
-_BURST, _EACH = 0.25, 0.004  # seconds of the engine's thread that a grammar may take, and for each mask: usual ones take 0.0001
+_BURST, _EACH = 0.15, 0.004  # seconds of the engine's thread that a grammar may take, and for each mask: usual ones take 0.0001
 
 
 @dataclass
@@ -63,8 +63,9 @@ class Grammar:
         if matcher.is_error():
             raise UsageError(f"grammar ({kind}): {matcher.get_error().strip()}")
         found = cls(matcher, vocabulary)
-        found._mask()  # what cannot even begin is said now
-        return found
+        with found._timed():
+            found._mask()  # what cannot even begin is said now, while nobody waits for it
+        return found.another()
 
     def another(self) -> Grammar:
         """The same, at its beginning as this one is: compiled once for many."""
@@ -88,8 +89,11 @@ class Grammar:
             return self._masks(drafts)
 
     def _masks(self, drafts: Sequence[int]) -> list[Tensor]:
+        begun = time.thread_time()
         found, tried = [self._mask()], 0
         for token in drafts:
+            if time.thread_time() - begun > _EACH * (1 + len(drafts)):  # fewer of them are verified then
+                break
             if not bool(found[-1][token]) or not self._matcher.consume_token(token):
                 break
             tried += 1
@@ -108,8 +112,8 @@ class Grammar:
         so_far.taken += time.thread_time() - begun
         if so_far.taken > _BURST + _EACH * so_far.masks:
             raise UsageError(
-                f"the grammar is too costly: {so_far.taken:.2f} s for {so_far.masks} tokens; what costs are rules that may be empty "
-                "and are repeated, texts that can be read in several ways, and many hundreds of optional properties"
+                f"the grammar is too costly: {so_far.taken:.2f} s for {so_far.masks} tokens; what costs are rules that may be "
+                "empty and are repeated, texts that can be read in several ways, and many hundreds of optional properties"
             )
 
     def _check(self) -> None:
@@ -131,4 +135,20 @@ def prepare(tokenizer: Tokenizer, eos: Sequence[int], vocabulary: int) -> None:
     import llguidance
 
     if tokenizer.for_grammars is None:
-        tokenizer.for_grammars = llguidance.LLTokenizer(tokenizer.to_json(), n_vocab=vocabulary, eos_token=sorted(eos))
+        tokenizer.for_grammars = llguidance.LLTokenizer(_unspoken(tokenizer), n_vocab=vocabulary, eos_token=sorted(eos))
+
+
+def _unspoken(tokenizer: Tokenizer) -> str:
+    """tokenizer.json with names for control tokens that no text has: where a grammar leaves no choice the library tokenises the
+    text that must come, and a `<think>` in it has to become letters and not the token, which no text may be."""
+    found, control = json.loads(tokenizer.to_json()), set(tokenizer.control)
+    names = {}
+    for token in found.get("added_tokens") or []:
+        if token["content"] in control:
+            names[token["content"]] = f"\U0010fffd{token['id']}\U0010fffd"
+            token.update(content=names[token["content"]], special=True)
+    vocabulary = found["model"]["vocab"]
+    if isinstance(vocabulary, dict):
+        found["model"]["vocab"] = {names.get(name, name): i for name, i in vocabulary.items()}
+    found["post_processor"] = None  # it names control tokens too
+    return json.dumps(found)

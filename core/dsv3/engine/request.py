@@ -48,7 +48,7 @@ class Request:
     when they are computed again (see `Scheduler`); filled: positions below which the MTP module's entries hold; blocks: where
     the cache of this request lies; drafts: tokens guessed to come next; k: how many are guessed. events: (token, its text),
     for who takes them away, no earlier than stop strings let the text be shown; pending: those that are held back. stopless:
-    tokens from which on stop strings mean nothing, for calls of tools follow and not text.
+    tokens from which on stop strings mean nothing, for calls of tools follow and not text; unsearched: tokens that are no text.
     """
 
     prompt: list[int]
@@ -59,6 +59,7 @@ class Request:
     tokenizer: Tokenizer | None
     salt: bytes = b""
     stopless: frozenset[int] = frozenset()
+    unsearched: frozenset[int] = frozenset()
     row: int = -1
     status: Status = Status.WAITING
     computed: int = 0
@@ -143,12 +144,14 @@ class Request:
         if logprobs is not None:
             self.logprobs.append(logprobs)
         piece = self._detokenizer.push(token) if self._detokenizer else ""
-        shown = ""
-        if token in self.stopless:
+        if token in self.stopless or token in self.unsearched:
             shown = self._show(self._stops.finish())
-            self._stops = StopFinder(())
-        self.pending.append((token, piece))
-        shown += self._show(self._stops.push(piece))
+            self._stops = StopFinder(() if token in self.stopless else self._stops.stops)
+            self.pending.append((token, piece))
+            shown += self._show(piece)
+        else:
+            self.pending.append((token, piece))
+            shown = self._show(self._stops.push(piece))
         if self._stops.stopped:
             self._trim()
             return shown + self._end("stop")

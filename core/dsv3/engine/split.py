@@ -88,6 +88,11 @@ class Splitter:
         return self._calls
 
     @property
+    def thinking(self) -> frozenset[int]:
+        """The tokens around reasoning."""
+        return frozenset(i for i, marker in self._markers.items() if marker in (Marker.THINK, Marker.END_THINK))
+
+    @property
     def opening(self) -> frozenset[int]:
         """The tokens with which calls may begin."""
         return frozenset(i for i, marker in self._markers.items() if marker in (Marker.CALLS, Marker.CALL))

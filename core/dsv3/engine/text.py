@@ -267,25 +267,25 @@ class StopFinder:
     """Cuts a stream of text at the stop string that is complete first, holding back what might still become one."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = [s for s in stops if s]
+        self.stops = [s for s in stops if s]
         self._held = ""
         self.stopped = False
 
     @property
     def looks(self) -> bool:
         """Whether there are stop strings."""
-        return bool(self._stops)
+        return bool(self.stops)
 
     def push(self, piece: str) -> str:
         """The text that is safe to show."""
-        if self.stopped or not self._stops:
+        if self.stopped or not self.stops:
             return "" if self.stopped else piece
         text = self._held + piece
-        found = [(at + len(s), at) for s in self._stops if (at := text.find(s)) >= 0]
+        found = [(at + len(s), at) for s in self.stops if (at := text.find(s)) >= 0]
         if found:
             self.stopped, self._held = True, ""
             return text[: min(found)[1]]
-        keep = max((n for s in self._stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        keep = max((n for s in self.stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 

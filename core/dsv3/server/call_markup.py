@@ -15,6 +15,7 @@ _KNOWN = {
 }  # fmt: skip
 _PLAIN = {"type", "title", "description", "default", "examples", "enum", "const", "minLength", "maxLength"}
 _SHARED = ("$defs", "definitions")
+_LONGEST = 200  # characters of a parameter's name
 _HOLDS_NOT = set('"<>\n\r')
 
 
@@ -55,12 +56,13 @@ def _parameters(marker: str, n: str, tool: str, schema: dict[str, Any]) -> Itera
     for k, (name, one) in enumerate(properties.items()):
         if one is False:
             continue
-        if not name or not _HOLDS_NOT.isdisjoint(name):
-            refuse(f"this model's calls cannot name {name!r}: it is empty or holds quotes, angle brackets or line breaks")
+        if not 0 < len(name) <= _LONGEST or not _HOLDS_NOT.isdisjoint(name):
+            what = f"it is empty, longer than {_LONGEST} characters, or holds quotes, angle brackets or line breaks"
+            refuse(f"this model's calls cannot name {name[:80]!r}: {what}")
         rule, text = _parameter(marker, f"{n}_{k}", json.dumps(f'parameter name="{name}"'), _schema(one), shared)
         yield rule, text, "" if name in required else "?"
     if not properties and more is not False:
-        named = r'"parameter name=" /"[^"\n<>]+"/'
+        named = f'"parameter name=" /"[^"\\n<>]{{1,{_LONGEST}}}"/'
         rule, text = _parameter(marker, f"{n}_x", named, _schema(more), shared)
         yield rule, text, "*"
 

@@ -88,7 +88,7 @@ class _Answer(Answer[ChatRequest]):
         found = await service.requests([prompt.ids], options, salt, "messages", seeds(body.seed, body.n or 1))
         self.turns = [Turn(service.chat, prompt, bool(self.tools), forced is not None) for _ in found]
         for request, turn in zip(found, self.turns, strict=True):
-            request.stopless = turn.opening
+            request.stopless, request.unsearched = turn.opening, turn.thinking
         return found
 
     def _forced(self) -> list[Tool] | None:

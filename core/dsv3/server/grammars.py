@@ -45,7 +45,7 @@ def call_grammar(format: ChatFormat, tokenizer: Tokenizer, tools: list[dict[str,
 
 def _in_lark(regex: str) -> str:
     """A regular expression between slashes, on one line; what is escaped already stays."""
-    return re.sub(r"(\\.)|(/)|\n", lambda m: m[1] or ("\\/" if m[2] else "\\n"), regex, flags=re.DOTALL)
+    return re.sub(r"(\\[^\n])|(/)|\\?\n", lambda m: m[1] or ("\\/" if m[2] else "\\n"), regex)
 
 
 def after_reasoning(grammar: tuple[str, str], tokenizer: Tokenizer) -> tuple[str, str]:

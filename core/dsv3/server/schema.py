@@ -76,7 +76,7 @@ class CompletionRequest(Sampled, kw_only=True, forbid_unknown_fields=True):
 
 
 class Function(Struct, forbid_unknown_fields=True):
-    name: Annotated[str, Meta(pattern="^[a-zA-Z0-9_.-]{1,64}$")]
+    name: Annotated[str, Meta(pattern=r"^[a-zA-Z0-9_.-]{1,64}(?!\n)$")]
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
@@ -158,6 +158,7 @@ class ChatRequest(Sampled, kw_only=True, forbid_unknown_fields=True):
     chat_template_kwargs: TemplateArguments | None = None
     modalities: list[Literal["text"]] | None = None
     verbosity: str | None = None
+    prediction: dict[str, Any] | None = None
 
     @property
     def thinks(self) -> bool | None:

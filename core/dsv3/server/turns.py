@@ -24,6 +24,11 @@ class Turn:
         """The tokens with which calls may begin."""
         return self._splitter.opening
 
+    @property
+    def thinking(self) -> frozenset[int]:
+        """The tokens around reasoning."""
+        return self._splitter.thinking
+
     def take(self, events: list[tuple[int, str]], done: bool, reason: str | None = None) -> list[dict[str, Any]]:
         """New tokens with their texts -> deltas. reason: why it is done."""
         found = [event for token, text in events for event in self._splitter.push(token, text)]
