@@ -54,6 +54,16 @@ def test_no_control_token_is_text_and_all_else_is(name: str) -> None:
         assert mask[tokenizer.encode_literal(text)[0]], text
 
 
+def test_a_control_token_that_a_grammar_names_is_the_token() -> None:
+    tokenizer = v32_tokenizer()
+    end = tokenizer.token_id("</think>")
+    lark = 'start: "so </think>" </think> /<think>\\/"</ <｜User｜> // <think>\n'
+    found = forced(Grammar.of(tokenizer, "lark", lark, [1], SIZE), 1)
+    at = found.index(end)
+    assert tokenizer.decode(found[:at]) == "so </think>" and tokenizer.decode(found[at + 1 : -1]) == '<think>/"<'
+    assert found[-1] == tokenizer.token_id("<｜User｜>")
+
+
 def test_masks_of_drafts_end_where_they_cost_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tokenizer_of("demo")
     drafts = tokenizer.encode_literal("abcdefgh")

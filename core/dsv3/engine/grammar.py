@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Grammar:
             elif kind == "regex":
                 grammar = llguidance.LLMatcher.grammar_from_regex(text)
             else:
-                grammar = llguidance.LLMatcher.grammar_from_lark(text)
+                grammar = llguidance.LLMatcher.grammar_from_lark(_by_id(text, tokenizer))
             limits = llguidance.LLParserLimits(max_items_in_row=_ROW, step_max_items=_STEP, initial_lexer_fuel=_FUEL)
             matcher = llguidance.LLMatcher(tokenizer.for_grammars, grammar, log_level=0, limits=limits)
         except ValueError as error:
@@ -136,6 +137,17 @@ def prepare(tokenizer: Tokenizer, eos: Sequence[int], vocabulary: int) -> None:
 
     if tokenizer.for_grammars is None:
         tokenizer.for_grammars = llguidance.LLTokenizer(_unspoken(tokenizer), n_vocab=vocabulary, eos_token=sorted(eos))
+
+
+def _by_id(lark: str, tokenizer: Tokenizer) -> str:
+    """Control tokens that a grammar names, outside of its strings and regular expressions, by their ids."""
+
+    def written(found: re.Match[str]) -> str:
+        token = tokenizer.token_id(found[1]) if found[1] in control else None
+        return found[0] if token is None else f"<[{token}]>"
+
+    control = set(tokenizer.control)
+    return re.sub(r'"(?:[^"\\\n]|\\.)*"|/(?:[^/\\\n]|\\.)+/|(<[^<>\s]+>)', written, lark)
 
 
 def _unspoken(tokenizer: Tokenizer) -> str:
