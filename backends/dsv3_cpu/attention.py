@@ -16,6 +16,7 @@ from dsv3_cpu.team import crew_size, run
 from dsv3_cpu.views import CODES, DEFAULT, Config, as_indices, dense, index_words, planes, scratch_address
 
 _MOST_SCORES = 1 << 21  # of one tile, all heads
+_MOST_SUMS = 1 << 24  # float32 numbers of scratch, unless HEADS heads need more
 _KEYS = 256
 _WIDTH = FORMATS["f32"].numbers  # to whose multiple latents are padded where they are widened
 _absorbed = Kernel("decode.absorbed")
@@ -34,18 +35,43 @@ def mla_decode(
     start: int,
     config: Config = DEFAULT,
 ) -> tuple[Tensor, Tensor]:
-    """config: keys, of a part, see `edge`."""
+    """config: keys, of a part, see `edge`. Heads do not touch each other: where the sums of all parts for all heads would take
+    more memory than `_MOST_SUMS`, some are answered after the others."""
     q_c, q_pe = dense(q_c), dense(q_pe)
     tokens, heads, rank = q_c.shape
-    rope = q_pe.shape[2]
     o, lse = torch.empty_like(q_c), torch.empty(heads, tokens)
-    table, lengths, bounds = as_indices(block_table), as_indices(seq_lens), as_indices(cu_q)
-    sequences = lengths.shape[0]
+    words = as_indices(block_table), as_indices(seq_lens), as_indices(cu_q)
     each = config.get("keys", _KEYS)
     parts = parts_of(start + max_k, each)
+    room = _MOST_SUMS // max(1, parts * tokens * (_padded(rank) + 2)) // HEADS * HEADS
+    some = max(HEADS, room)
+    if some >= heads:
+        _absorb(q_c, q_pe, cache, words, max_k, scale, start, parts, each, o, lse)
+        return o, lse
+    for first in range(0, heads, some):
+        these = slice(first, first + some)
+        answers = torch.empty_like(o[:, these], memory_format=torch.contiguous_format)
+        q, pe = dense(q_c[:, these]), dense(q_pe[:, these])
+        _absorb(q, pe, cache, words, max_k, scale, start, parts, each, answers, lse[these])
+        o[:, these] = answers
+    return o, lse
+
+
+def _padded(rank: int) -> int:
+    return -(-rank // _WIDTH) * _WIDTH
+
+
+def _absorb(
+    q_c: Tensor, q_pe: Tensor, cache: LatentCache, indices: tuple[Tensor, Tensor, Tensor], max_k: int, scale: float, start: int,
+    parts: int, each: int, o: Tensor, lse: Tensor,
+) -> None:  # fmt: skip
+    """One program, into o [T, Nh, R] and lse [Nh, T]. indices: of `mla_decode`'s block_table, seq_lens, cu_q."""
+    tokens, heads, rank = q_c.shape
+    rope = q_pe.shape[2]
+    table, lengths, bounds = indices
     # All heads that may go over the keys together read them once; where that leaves too few tasks, half of them do.
-    together = HEADS if sequences * parts * -(-heads // HEADS) >= 2 * crew_size() else HEADS // 2
-    padded = -(-rank // _WIDTH) * _WIDTH
+    together = HEADS if lengths.shape[0] * parts * -(-heads // HEADS) >= 2 * crew_size() else HEADS // 2
+    padded = _padded(rank)
     direct = cache.scale is None and rank == padded and rope % _WIDTH == 0
     work = tokens * heads * max_k * (rank + rope) // 2
     up = -(-heads // 4) * 4
@@ -65,7 +91,6 @@ def mla_decode(
         real = f"{q}:3,{pe}:3,i4:2,i4:1,i4:1,f,i,i,i,{plane}:1,i,i,{keys}:1,i,i,f4:1,i,i,i,i,f4:4,f4:4,{q}:3,f4:2"
         program = _programs[key] = _absorbed.program(real)
     run(program, work, words)
-    return o, lse
 
 
 _programs: dict[tuple[torch.dtype, ...], int] = {}

@@ -7,7 +7,8 @@ import torch
 
 from dsv3 import ops
 from dsv3.plugin import LatentCache, Prepared
-from dsv3_cpu import attention, experts, linear, prolog, team
+from dsv3_cpu import attention, experts, linear, prolog, team, views
+from dsv3_cpu.record import recorded
 from tests.cpu.weights import LAYERS, weight
 
 _ROUTING = {"n_group": 4, "topk_group": 2, "topk": 3, "score": "sigmoid", "group_score": "top2_sum", "renormalize": True,
@@ -164,6 +165,38 @@ def test_a_token_attends_alike_decoded_or_verified_alone_or_beside_a_long_sequen
     for n in range(3):
         found = attend(slice(n, n + 1), index(table), index(length - 2 + n), index(0, 1))
         assert torch.equal(found[0], o[n : n + 1]) and torch.equal(found[1], lse[:, n : n + 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("rank", "rope"), [(64, 32), (50, 6)])
+def test_heads_that_follow_others_for_want_of_memory_get_the_same_bits(
+    rank: int, rope: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uncovered rows too, and when the step is recorded and run again."""
+    heads, pages = 40, 12
+    cache = LatentCache(torch.randn(pages, 64, rank).to(dtype), torch.randn(pages, 64, rope).to(dtype))
+    q_c, q_pe = torch.randn(6, heads, rank).to(dtype), torch.randn(6, heads, rope).to(dtype)
+    tables = torch.stack([torch.randperm(pages) for _ in range(2)]).to(torch.int32)
+    lengths, bounds = (torch.tensor(values, dtype=torch.int32) for values in ([700, 5], [1, 4, 5]))
+    asked: list[int] = []
+    room = views.scratch_address
+    monkeypatch.setattr(attention, "scratch_address", lambda size: asked.append(size) or room(size))
+
+    def attend() -> tuple[torch.Tensor, torch.Tensor]:
+        return attention.mla_decode(q_c, q_pe, cache, tables, lengths, bounds, 3, 700, 0.1, 0)
+
+    whole = attend()
+    monkeypatch.setattr(attention, "_MOST_SUMS", 1)
+    found = attend()
+    assert len(asked) == 1 + 3 and max(asked[1:]) <= asked[0] * 0.4, "16, 16 and 8 heads"
+    assert torch.equal(found[0], whole[0]) and torch.equal(found[1], whole[1])
+    kept: list[torch.Tensor] = []
+    again = recorded(lambda: kept.extend(attend()))
+    q_c.copy_(torch.randn(6, heads, rank))
+    again()
+    monkeypatch.undo()
+    o, lse = attend()
+    assert torch.equal(kept[0], o) and torch.equal(kept[1], lse)
 
 
 @pytest.mark.parametrize("causal", [True, False])

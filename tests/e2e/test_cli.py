@@ -167,14 +167,18 @@ def test_a_conversation_with_commands() -> None:
 
 
 def test_a_conversation_is_saved_and_gone_on_with(tmp_path: Path) -> None:
-    kept, other = tmp_path / "kept.json", tmp_path / "other.json"
-    other.write_text("no JSON")
-    said = f"Tell me\n/save {kept}\n/clear\n/load {kept}\n/load {other}\n/load\n/save a b\n/undo\n/quit\nnot read\n"
+    kept = tmp_path / "kept.json"
+    wrong = ["no JSON", "[1]", '{"messages": [1]}', '{"messages": 1}', '{"system": ["a"], "messages": []}']
+    others = [tmp_path / f"other{n}.json" for n in range(len(wrong))]
+    for other, text in zip(others, wrong, strict=True):
+        other.write_text(text)
+    loads = "".join(f"/load {other}\n" for other in others)
+    said = f"Tell me\n/save {kept}\n/clear\n/load {kept}\n{loads}/load\n/save a b\n/undo\n/quit\nnot read\n"
     done = run("chat", "--max-new-tokens", "4", text=said)
     assert done.returncode == 0 and "not read" not in done.stderr
     told = [line.rpartition("dsv3: ")[2] for line in done.stderr.splitlines()]
     assert "1 question and answer" in told and "forgotten; 0 questions and answers are left" in told
-    assert f"error: {other} is no conversation that /save wrote" in told
+    assert all(f"error: {other} is no conversation that /save wrote" in told for other in others)
     assert "error: /load takes one file name" in told and "error: /save takes one file name" in told
     assert [m["role"] for m in json.loads(kept.read_text())["messages"]] == ["user", "assistant"]
 

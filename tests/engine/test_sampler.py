@@ -133,6 +133,7 @@ def test_rows_do_not_touch_each_other() -> None:
         ({"max_new_tokens": 1.5}, "max_new_tokens"),
         ({"grammar": ("regex", "a"), "ignore_eos": True}, "ignore_eos"), ({"topk": 1}, "'topk' is no option"),
         ({"logit_bias": [5]}, "logit_bias"), ({"logit_bias": 5}, "logit_bias"), ({"logit_bias": {5: "x"}}, "logit_bias"),
+        ({"logit_bias": [([1], 2)]}, "logit_bias is"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_named(options: dict[str, Any], said: str) -> None:

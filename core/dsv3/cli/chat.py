@@ -168,11 +168,12 @@ class Conversation:
         except (ValueError, RecursionError):
             found = None
         messages: Any = found.get("messages") if isinstance(found, dict) else None
-        roles = [m.get("role") for m in messages] if isinstance(messages, list) else [None]
-        if roles != ["user", "assistant"] * (len(roles) // 2):
+        roles = [m.get("role") if isinstance(m, dict) else None for m in messages] if isinstance(messages, list) else [None]
+        system = found.get("system") if isinstance(found, dict) else None
+        if roles != ["user", "assistant"] * (len(roles) // 2) or not isinstance(system, str | None):
             raise UsageError(f"{path} is no conversation that /save wrote")
         self.model.chat_ids([*messages, {"role": "user", "content": "?"}])
-        self.messages, self.system = messages, found.get("system")
+        self.messages, self.system = messages, system
         _say(_answered(messages))
 
     # -- answers

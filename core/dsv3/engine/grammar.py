@@ -122,7 +122,10 @@ class Grammar:
         if not self._matcher.is_error():
             return
         why = self._matcher.get_error().strip().splitlines()[0]
-        raise UsageError("the grammar allows nothing" if "NoExtension" in why else f"the grammar is too costly: {why}")
+        if "NoExtension" in why:
+            raise UsageError("the grammar allows nothing")
+        costly = self._matcher.stop_reason() in ("ParserTooComplex", "LexerTooComplex")
+        raise UsageError(f"the grammar is too costly: {why}" if costly else f"the grammar cannot be followed: {why}")
 
     def _mask(self) -> Tensor:
         self.allowance.masks += 1

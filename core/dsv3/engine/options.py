@@ -138,7 +138,7 @@ def _biases(biases: Any) -> tuple[tuple[int, float], ...]:
     for token, value in found:
         good = is_integer(token) and token >= 0 and isinstance(value, Real) and -100 <= float(value) <= 100
         if not good:
-            _wrong("logit_bias", {token: value}, "token ids and numbers from -100 to 100")
+            _wrong("logit_bias", (token, value), "token ids and numbers from -100 to 100")
     return tuple((int(token), float(value)) for token, value in found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator
@@ -58,13 +59,12 @@ class _Answer(Answer[CompletionRequest]):
         if body.echo and body.logprobs is not None and count * (1 + body.logprobs) > MAX_RATED:
             raise bad(f"logprobs of {count} tokens of prompts are too many; ask for fewer of the likeliest", "logprobs")
         found = await service.requests(ids, options, salt, "prompt", seeds(body.seed, n))
-        self.echoed = [self._shown(prompt) for prompt in prompts for _ in range(n)]
+        shown = [await asyncio.to_thread(self._shown, prompt) for prompt in prompts] if body.echo else [""] * len(prompts)
+        self.echoed = [text for text in shown for _ in range(n)]
         self.told, self.length = [-1] * len(found), [0] * len(found)
         return found
 
     def _shown(self, prompt: Any) -> str:
-        if not self.body.echo:
-            return ""
         return prompt if isinstance(prompt, str) else self.service.tokenizer.decode(prompt)
 
     async def whole(self, flight: Flight) -> dict[str, Any]:
