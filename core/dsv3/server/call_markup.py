@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from dsv3.server.errors import bad
-from dsv3.server.schemas import json_rule
+from dsv3.server.json_schemas import json_rule
 
 _KNOWN = {
     "type", "properties", "required", "additionalProperties", "$defs", "definitions", "title", "description", "$schema", "$id",

@@ -18,9 +18,9 @@ from dsv3.errors import UsageError
 from dsv3.server.answers import Answer, respond
 from dsv3.server.errors import bad
 from dsv3.server.grammars import after_reasoning, call_grammar
+from dsv3.server.json_schemas import check_schema
 from dsv3.server.options import grammar_of, options_of, seeds
 from dsv3.server.schema import ChatRequest, Message, NamedTool, Tool
-from dsv3.server.schemas import check_schema
 from dsv3.server.service import Flight, Service
 from dsv3.server.turns import Turn
 
@@ -88,7 +88,7 @@ class _Answer(Answer[ChatRequest]):
         found = await service.requests([prompt.ids], options, salt, "messages", seeds(body.seed, body.n or 1))
         self.turns = [Turn(service.chat, prompt, bool(self.tools), forced is not None) for _ in found]
         for request, turn in zip(found, self.turns, strict=True):
-            request.stopless, request.unsearched = turn.opening, turn.thinking
+            request.stopless, request.unsearched = turn.splitter.opening, turn.splitter.thinking
         return found
 
     def _forced(self) -> list[Tool] | None:

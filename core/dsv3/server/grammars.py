@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dsv3.engine.markup import DSML
 from dsv3.server.call_markup import markup_grammar
 from dsv3.server.errors import bad
-from dsv3.server.schemas import check_parameters, json_rule
+from dsv3.server.json_schemas import check_parameters, json_rule
 
 if TYPE_CHECKING:
     from dsv3.engine.chat import ChatFormat

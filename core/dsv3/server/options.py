@@ -7,9 +7,9 @@ from typing import Any
 
 from dsv3.engine.model import Model
 from dsv3.server.errors import bad
+from dsv3.server.json_schemas import check_schema
 from dsv3.server.limits import MAX_SCHEMA_BYTES
 from dsv3.server.schema import ResponseFormat, Sampled
-from dsv3.server.schemas import check_schema
 
 _LEAST = 1e-9  # top_p 0 is OpenAI's way to say: the likeliest alone
 _SPREAD = 0x9E3779B97F4A7C15  # between the seeds of several answers to one prompt

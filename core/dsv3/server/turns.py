@@ -14,26 +14,16 @@ class Turn:
 
     def __init__(self, format: ChatFormat, prompt: Prompt, tools: bool, forced: bool = False) -> None:
         self._forced = forced
-        self._splitter = format.splitter(prompt, tools)
+        self.splitter = format.splitter(prompt, tools)
         self._reasoning: list[str] = []
         self._content: list[str] = []
         self._calls: list[dict[str, Any]] = []
 
-    @property
-    def opening(self) -> frozenset[int]:
-        """The tokens with which calls may begin."""
-        return self._splitter.opening
-
-    @property
-    def thinking(self) -> frozenset[int]:
-        """The tokens around reasoning."""
-        return self._splitter.thinking
-
     def take(self, events: list[tuple[int, str]], done: bool, reason: str | None = None) -> list[dict[str, Any]]:
         """New tokens with their texts -> deltas. reason: why it is done."""
-        found = [event for token, text in events for event in self._splitter.push(token, text)]
+        found = [event for token, text in events for event in self.splitter.push(token, text)]
         if done:
-            found += self._splitter.finish(cut=reason == "length")
+            found += self.splitter.finish(cut=reason == "length")
         return [delta for event in found if (delta := self._delta(event)) is not None]
 
     def _delta(self, event: Any) -> dict[str, Any] | None:
