@@ -66,7 +66,8 @@ class Grammar:
         found = cls(matcher, vocabulary)
         with found._timed():
             found._mask()  # what cannot even begin is said now, while nobody waits for it
-        return found.another()
+        found.allowance = Allowance()
+        return found
 
     def another(self) -> Grammar:
         """The same, at its beginning as this one is: compiled once for many."""
