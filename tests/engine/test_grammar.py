@@ -64,6 +64,13 @@ def test_a_control_token_that_a_grammar_names_is_the_token() -> None:
     assert found[-1] == tokenizer.token_id("<｜User｜>")
 
 
+def test_a_token_that_is_not_allowed_is_said_to_be_none_and_not_a_matter_of_cost() -> None:
+    tokenizer = tokenizer_of("demo")
+    grammar = Grammar.of(tokenizer, "regex", "[a-z]*", [tokenizer.eos or 0], tokenizer.size)
+    with pytest.raises(UsageError, match="was not followed"):
+        grammar.accept(tokenizer.encode_literal("7")[0])
+
+
 def test_masks_of_drafts_end_where_they_cost_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = tokenizer_of("demo")
     drafts = tokenizer.encode_literal("abcdefgh")

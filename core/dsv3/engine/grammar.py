@@ -125,8 +125,8 @@ class Grammar:
         why = self._matcher.get_error().strip().splitlines()[0]
         if "NoExtension" in why:
             raise UsageError("the grammar allows nothing")
-        costly = self._matcher.stop_reason() in ("ParserTooComplex", "LexerTooComplex")
-        raise UsageError(f"the grammar is too costly: {why}" if costly else f"the grammar cannot be followed: {why}")
+        followed = "doesn't satisfy the grammar" not in why
+        raise UsageError(f"the grammar is too costly: {why}" if followed else f"the grammar was not followed: {why}")
 
     def _mask(self) -> Tensor:
         self.allowance.masks += 1
